@@ -1,0 +1,1 @@
+//! From files of cells to token batches: corpus format, importers, sample order, tokenisers, batching, prefetch.

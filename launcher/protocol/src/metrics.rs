@@ -1,0 +1,82 @@
+//! The catalogue of Prometheus metrics: name, type, unit and help in one table, from which the
+//! exporter registers and the documentation and dashboards are checked.
+
+/// How a metric behaves over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; its name ends in `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+}
+
+/// One metric of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Full name, with the `scpeft_` prefix and the base unit as suffix.
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Kind,
+    /// Label names; values come from bounded sets only.
+    pub labels: &'static [&'static str],
+    /// One sentence for the exposition's HELP line.
+    pub help: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($ident:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)*) => {
+        $(#[doc = $help] pub const $ident: Metric = Metric {
+            name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help,
+        };)*
+        /// Every metric that a rank may export.
+        pub const CATALOGUE: &[Metric] = &[$($ident),*];
+    };
+}
+
+catalogue! {
+    RUN_INFO = "scpeft_run_info", Gauge, ["run", "backbone", "adapter", "task"], "Constant 1; its labels say what runs.";
+    STEP = "scpeft_step", Gauge, [], "Optimizer steps done.";
+    EPOCH = "scpeft_epoch", Gauge, [], "Epochs completed.";
+    PLANNED_STEPS = "scpeft_planned_steps", Gauge, [], "Optimizer steps that the run will take if nothing stops it early.";
+    LOSS = "scpeft_loss", Gauge, ["split"], "Loss of the last step (train) or evaluation (valid), reduced over ranks.";
+    EVAL_METRIC = "scpeft_eval_metric", Gauge, ["name"], "Metrics of the last evaluation, reduced over ranks.";
+    BEST_METRIC = "scpeft_best_metric", Gauge, ["name"], "Best value so far of the metric that selects the model.";
+    LEARNING_RATE = "scpeft_learning_rate", Gauge, [], "Learning rate of the last step.";
+    GRAD_NORM = "scpeft_grad_norm", Gauge, [], "Global gradient norm of the last step, before clipping.";
+    TRAINABLE_PARAMETERS = "scpeft_trainable_parameters", Gauge, [], "Trainable parameters: adapters and heads.";
+    WORLD_SIZE = "scpeft_world_size", Gauge, [], "Ranks in the run.";
+    SKIPPED_STEPS = "scpeft_skipped_steps_total", Counter, ["reason"], "Steps whose update was skipped on all ranks.";
+    LAST_CHECKPOINT = "scpeft_last_checkpoint_timestamp_seconds", Gauge, [], "Unix time of the last complete checkpoint.";
+    CHECKPOINT_BYTES = "scpeft_checkpoint_bytes", Gauge, [], "Size of the last complete checkpoint.";
+    CHECKPOINT_SECONDS = "scpeft_checkpoint_seconds_total", Counter, [], "Time the loop spent writing checkpoints.";
+    STEP_SECONDS = "scpeft_step_seconds", Histogram, [], "Wall time of an optimizer step.";
+    SECTION_SECONDS = "scpeft_section_seconds_total", Counter, ["section"], "Wall time by section of the loop: data, compute, collective, optimizer, eval, checkpoint.";
+    CELLS = "scpeft_cells_total", Counter, [], "Cells trained on by this rank.";
+    TOKENS = "scpeft_tokens_total", Counter, [], "Gene tokens, padding excluded, trained on by this rank.";
+    PADDING_RATIO = "scpeft_padding_ratio", Gauge, [], "Share of padding among the tokens of this rank's last step.";
+    COLLECTIVE_BYTES = "scpeft_collective_bytes_total", Counter, ["op"], "Payload bytes handed to collectives by this rank.";
+    HEARTBEAT = "scpeft_heartbeat_timestamp_seconds", Gauge, [], "Unix time at which this rank last finished a step.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_prometheus_conventions() {
+        let mut seen = std::collections::BTreeSet::new();
+        for metric in CATALOGUE {
+            assert!(seen.insert(metric.name), "{} is defined twice", metric.name);
+            assert!(metric.name.starts_with("scpeft_"), "{}", metric.name);
+            assert_eq!(
+                metric.kind == Kind::Counter,
+                metric.name.ends_with("_total"),
+                "{}: counters, and only they, end in _total",
+                metric.name
+            );
+            assert!(!metric.name.contains("_ms") && metric.help.ends_with('.'), "{}", metric.name);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Starts the ranks of a run and relays what became of them.

@@ -1,0 +1,28 @@
+//! Support for the integration tests: where fixtures lie, and how tensors in them are read.
+
+use std::path::{Path, PathBuf};
+
+/// The folder `<fixtures>/<backbone>/<case>`, where `<fixtures>` is `SCPEFT_FIXTURES` when set and
+/// `tests/fixtures` otherwise.
+///
+/// # Panics
+/// When the folder does not exist: a golden test without its numbers must fail, not pass.
+pub fn fixture(backbone: &str, case: &str) -> PathBuf {
+    let root = std::env::var_os("SCPEFT_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures"),
+        PathBuf::from,
+    );
+    let dir = root.join(backbone).join(case);
+    assert!(dir.is_dir(), "no fixture folder `{}`", dir.display());
+    dir
+}
+
+/// Parses `case.json` of a fixture folder.
+///
+/// # Panics
+/// When the file is missing or is not JSON.
+pub fn case(dir: &Path) -> serde_json::Value {
+    let path = dir.join("case.json");
+    let text = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}

@@ -1,0 +1,1 @@
+//! Sums over ranks: one narrow trait, and its single-process and MPI implementations.

@@ -1,0 +1,1 @@
+//! Backbones, adapters, heads and losses on libtorch.
