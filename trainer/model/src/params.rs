@@ -1,0 +1,340 @@
+//! The tensors of a model: frozen ones on their own, trainable ones as views of one flat buffer.
+
+use indexmap::IndexMap;
+use tch::{Device, Kind, Tensor};
+
+use crate::init::Init;
+use crate::{Error, Result};
+
+/// What a tensor belongs to; the freeze rule and the loading policy go by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Part of the pretrained encoder: must come from the weights.
+    Backbone,
+    /// Task head: taken from the weights when they hold it, else initialised.
+    Head,
+    /// Adapter: initialised, never part of a backbone's weights.
+    Adapter,
+}
+
+/// One tensor of a model before it exists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Name in the published checkpoints.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<i64>,
+    /// Values when no weights are loaded for it.
+    pub init: Init,
+    /// What it belongs to.
+    pub role: Role,
+}
+
+impl TensorSpec {
+    /// A tensor called `name`.
+    pub fn new(name: String, shape: &[i64], init: Init, role: Role) -> Self {
+        Self {
+            name,
+            shape: shape.to_vec(),
+            init,
+            role,
+        }
+    }
+
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+}
+
+/// Where a trainable tensor lies in the flat buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slot {
+    /// Name of the tensor.
+    pub name: String,
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Shape.
+    pub shape: Vec<i64>,
+}
+
+impl Slot {
+    /// Number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    tensor: Tensor,
+    role: Role,
+    trainable: bool,
+}
+
+/// All tensors of a model on one device.
+///
+/// Invariant: trainable tensors are leaves whose storage is [`Params::flat`] and whose gradients
+/// accumulate in place into [`Params::grad`]; frozen tensors share no storage with either and
+/// never require gradients.
+#[derive(Debug)]
+pub struct Params {
+    entries: IndexMap<String, Entry>,
+    slots: Vec<Slot>,
+    flat: Tensor,
+    grad: Tensor,
+    device: Device,
+}
+
+impl Params {
+    /// Builds every tensor of `specs` on `device`.
+    ///
+    /// `weights` returns the loaded value of a tensor, or `None` when the weights hold none; then
+    /// the tensor starts from its [`Init`], seeded by `seed`. `trainable` is the freeze rule.
+    ///
+    /// The gradient buffer has `tail` more elements than there are trainable parameters: what the
+    /// trainer sends along with the gradients in one all-reduce.
+    ///
+    /// # Errors
+    /// A loaded tensor of another shape, or libtorch out of memory.
+    pub fn build(
+        specs: &[TensorSpec],
+        mut weights: impl FnMut(&TensorSpec) -> Result<Option<Tensor>>,
+        trainable: impl Fn(&TensorSpec) -> bool,
+        seed: u64,
+        device: Device,
+        tail: usize,
+    ) -> Result<Self> {
+        let total: usize = specs
+            .iter()
+            .filter(|s| trainable(s))
+            .map(TensorSpec::numel)
+            .sum();
+        let flat = Tensor::f_zeros([total as i64], (Kind::Float, device))?;
+        let grad = Tensor::f_zeros([(total + tail) as i64], (Kind::Float, device))?;
+        let mut entries = IndexMap::with_capacity(specs.len());
+        let mut slots = Vec::new();
+        let mut offset = 0;
+        for spec in specs {
+            let value = match weights(spec)? {
+                Some(tensor) => tensor,
+                None => Tensor::f_from_slice(&spec.init.values(seed, &spec.name, spec.numel()))?
+                    .f_view(spec.shape.as_slice())?,
+            };
+            if value.size() != spec.shape {
+                return Err(Error::ShapeMismatch {
+                    name: spec.name.clone(),
+                    expected: spec.shape.clone(),
+                    found: value.size(),
+                });
+            }
+            let is_trainable = trainable(spec);
+            let tensor = if is_trainable {
+                let slot = Slot {
+                    name: spec.name.clone(),
+                    offset,
+                    shape: spec.shape.clone(),
+                };
+                let view = leaf_view(&flat, &grad, &slot, &value)?;
+                offset += slot.numel();
+                slots.push(slot);
+                view
+            } else {
+                value.f_to_device(device)?.f_to_kind(Kind::Float)?
+            };
+            entries.insert(
+                spec.name.clone(),
+                Entry {
+                    tensor,
+                    role: spec.role,
+                    trainable: is_trainable,
+                },
+            );
+        }
+        Ok(Self {
+            entries,
+            slots,
+            flat,
+            grad,
+            device,
+        })
+    }
+
+    /// A handle on tensor `name`.
+    ///
+    /// # Errors
+    /// When the model has no such tensor.
+    pub fn get(&self, name: &str) -> Result<Tensor> {
+        match self.entries.get(name) {
+            Some(entry) => Ok(entry.tensor.shallow_clone()),
+            None => Err(Error::MissingTensor {
+                name: name.to_owned(),
+                shape: Vec::new(),
+            }),
+        }
+    }
+
+    /// Name, tensor, role and trainability of every tensor, in order of construction.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor, Role, bool)> {
+        self.entries
+            .iter()
+            .map(|(name, e)| (name.as_str(), &e.tensor, e.role, e.trainable))
+    }
+
+    /// The flat f32 master buffer `[n]` of the trainable tensors.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The flat f32 gradient buffer `[n + tail]`.
+    pub fn grad(&self) -> &Tensor {
+        &self.grad
+    }
+
+    /// Layout of the flat buffer.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Number of trainable parameters n.
+    pub fn trainable_count(&self) -> usize {
+        self.slots.iter().map(Slot::numel).sum()
+    }
+
+    /// Number of parameters, frozen ones included.
+    pub fn total_count(&self) -> usize {
+        self.entries.values().map(|e| e.tensor.numel()).sum()
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Sets every gradient to zero.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn zero_grad(&mut self) -> Result<()> {
+        let _ = self.grad.f_zero_()?;
+        Ok(())
+    }
+
+    /// Overwrites a trainable tensor.
+    ///
+    /// # Errors
+    /// Unknown or frozen tensor, or another shape.
+    pub fn set_trainable(&self, name: &str, value: &Tensor) -> Result<()> {
+        let slot = self.slots.iter().find(|s| s.name == name);
+        let Some(slot) = slot else {
+            return Err(Error::MissingTensor {
+                name: name.to_owned(),
+                shape: value.size(),
+            });
+        };
+        if slot.shape != value.size() {
+            return Err(Error::ShapeMismatch {
+                name: name.to_owned(),
+                expected: slot.shape.clone(),
+                found: value.size(),
+            });
+        }
+        slice(&self.flat, slot)?.f_copy_(&value.f_to_device(self.device)?)?;
+        Ok(())
+    }
+}
+
+/// The part of a flat buffer that belongs to `slot`, in the slot's shape.
+fn slice(flat: &Tensor, slot: &Slot) -> Result<Tensor> {
+    Ok(flat
+        .f_narrow(0, slot.offset as i64, slot.numel() as i64)?
+        .f_view(slot.shape.as_slice())?)
+}
+
+/// Copies `value` into the flat buffer and returns a leaf over that storage, whose gradient
+/// storage is the matching part of `grad`.
+///
+/// libtorch accumulates into a gradient in place when it exists. A first backward pass of zero
+/// makes it exist; its storage is then exchanged for a view of the flat gradient buffer, so that
+/// no step ever gathers gradients.
+fn leaf_view(flat: &Tensor, grad: &Tensor, slot: &Slot, value: &Tensor) -> Result<Tensor> {
+    let mut view = slice(flat, slot)?;
+    view.f_copy_(value)?;
+    let leaf = view.f_detach()?.f_set_requires_grad(true)?;
+    leaf.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_backward()?;
+    let mut leaf_grad = leaf.f_grad()?;
+    let _ = leaf_grad.f_set_source_tensor_(&slice(grad, slot)?)?;
+    Ok(leaf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn specs() -> Vec<TensorSpec> {
+        vec![
+            TensorSpec::new("frozen".into(), &[2, 2], Init::Ones, Role::Backbone),
+            TensorSpec::new("a".into(), &[2], Init::Ones, Role::Adapter),
+            TensorSpec::new("b".into(), &[3, 2], Init::linear(2), Role::Head),
+        ]
+    }
+
+    fn build() -> Params {
+        Params::build(
+            &specs(),
+            |_| Ok(None),
+            |s| s.role != Role::Backbone,
+            7,
+            Device::Cpu,
+            4,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn gradients_of_repeated_backward_passes_add_up_in_the_flat_buffer() {
+        let mut params = build();
+        assert_eq!((params.trainable_count(), params.total_count()), (8, 12));
+        let (a, b) = (params.get("a").unwrap(), params.get("b").unwrap());
+        for _ in 0..2 {
+            let loss = (b.matmul(&a) * 3.0).sum(Kind::Float);
+            loss.backward();
+        }
+        let grad: Vec<f32> = Vec::try_from(params.grad()).unwrap();
+        let b_sum: Vec<f32> =
+            Vec::try_from(b.sum_dim_intlist(0, false, Kind::Float).detach()).unwrap();
+        for i in 0..2 {
+            assert!((grad[i] - 6.0 * b_sum[i]).abs() < 1e-6, "{grad:?}");
+        }
+        assert_eq!(&grad[2..8], &[6.0; 6]);
+        assert_eq!(&grad[8..], &[0.0; 4]);
+        params.zero_grad().unwrap();
+        assert_eq!(params.grad().abs().sum(Kind::Float).double_value(&[]), 0.0);
+        (b.sum(Kind::Float)).backward();
+        let grad: Vec<f32> = Vec::try_from(params.grad()).unwrap();
+        assert_eq!(grad, [0., 0., 1., 1., 1., 1., 1., 1., 0., 0., 0., 0.]);
+    }
+
+    #[test]
+    fn an_update_of_the_flat_buffer_is_seen_by_the_bound_tensors() {
+        let params = build();
+        let a = params.get("a").unwrap();
+        let _ = params.flat().shallow_clone().fill_(0.5);
+        assert_eq!(Vec::<f32>::try_from(a.detach()).unwrap(), [0.5, 0.5]);
+        assert!(!params.get("frozen").unwrap().requires_grad());
+    }
+
+    #[test]
+    fn wrong_shapes_and_unknown_names_are_errors() {
+        let wrong = Params::build(
+            &specs(),
+            |s| Ok((s.name == "b").then(|| Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))),
+            |_| false,
+            0,
+            Device::Cpu,
+            0,
+        );
+        assert!(matches!(wrong, Err(Error::ShapeMismatch { .. })));
+        assert!(build().get("c").is_err());
+    }
+}
