@@ -1,0 +1,373 @@
+//! Checks that types alone cannot make: ranges, and values that must fit each other.
+//!
+//! Values that were refused by their type are not checked again, so that one mistake is one error.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::net::IpAddr;
+
+use crate::error::ConfigError;
+use crate::resolve::Reader;
+use crate::schema::{
+    AdapterKind, ClassWeights, Config, Layers, Select, TaskKind, Trainable, Vocab,
+};
+
+/// Notes every mistake of `config` in `reader`.
+pub(crate) fn validate(config: &Config, reader: &mut Reader) {
+    let mut check = Check { reader };
+    required(config, &mut check);
+    run_and_data(config, &mut check);
+    backbone(config, &mut check);
+    adapter(config, &mut check);
+    task(config, &mut check);
+    train(config, &mut check);
+    rest(config, &mut check);
+}
+
+struct Check<'a> {
+    reader: &'a mut Reader,
+}
+
+impl Check<'_> {
+    /// `value` must satisfy `holds`; `expected` says in words what that is.
+    fn range(&mut self, key: &str, value: impl Display, holds: bool, expected: &str) {
+        if holds || self.reader.refused.contains(key) {
+            return;
+        }
+        self.reader.errors.push(ConfigError::Range {
+            at: self.reader.at(key),
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+            found: value.to_string(),
+        });
+    }
+
+    fn at_least(&mut self, key: &str, value: u64, least: u64) {
+        self.range(key, value, value >= least, &format!(">= {least}"));
+    }
+
+    fn positive(&mut self, key: &str, value: f64) {
+        self.range(key, value, value.is_finite() && value > 0.0, "a finite number > 0");
+    }
+
+    fn not_negative(&mut self, key: &str, value: f64) {
+        self.range(key, value, value.is_finite() && value >= 0.0, "a finite number >= 0");
+    }
+
+    fn below_one(&mut self, key: &str, value: f64) {
+        self.range(key, value, (0.0..1.0).contains(&value), ">= 0 and < 1");
+    }
+
+    fn text(&mut self, key: &str, value: &str) {
+        self.range(key, value, !value.is_empty(), "a non-empty string");
+    }
+
+    /// `key` does not go together with something else, unless one of `others` is itself refused.
+    fn conflict(&mut self, key: &str, problem: impl Into<String>, help: impl Into<String>) {
+        if self.reader.refused.contains(key) {
+            return;
+        }
+        self.reader.errors.push(ConfigError::Conflict {
+            at: self.reader.at(key),
+            key: key.to_owned(),
+            problem: problem.into(),
+            help: help.into(),
+        });
+    }
+
+    fn require(&mut self, key: &str, why: &str, help: &str) {
+        if !self.reader.is_given(key) {
+            self.reader.errors.push(ConfigError::Required {
+                key: key.to_owned(),
+                why: why.to_owned(),
+                help: help.to_owned(),
+            });
+        }
+    }
+
+    fn refused(&self, key: &str) -> bool {
+        self.reader.refused.contains(key)
+    }
+}
+
+fn required(config: &Config, check: &mut Check<'_>) {
+    check.require(
+        "run.dir",
+        "the run needs a directory for its log and checkpoints",
+        "add `dir = \"runs/my-run\"` under `[run]`",
+    );
+    check.require(
+        "data.corpus",
+        "the run needs cells",
+        "add `corpus = \"DIR\"` under `[data]`; `scpeft-data import` makes such a directory",
+    );
+    if config.task.kind == TaskKind::Identification && !check.refused("task.kind") {
+        check.require(
+            "data.label",
+            "identification learns the values of an obs column",
+            "add `label = \"COLUMN\"` under `[data]`, or set `task.kind = \"masked-expression\"`",
+        );
+    }
+}
+
+fn run_and_data(config: &Config, check: &mut Check<'_>) {
+    let (run, data) = (&config.run, &config.data);
+    if check.reader.is_given("run.dir") {
+        let dir = run.dir.to_string_lossy();
+        check.text("run.dir", &dir);
+        if !dir.is_empty() && run.name.is_empty() && !check.reader.is_given("run.name") {
+            check.conflict(
+                "run.dir",
+                format!("`run.dir` is `{dir}`, whose last part gives the run no name"),
+                "set `run.name`, or choose a directory with a name",
+            );
+        }
+    }
+    if check.reader.is_given("run.name") {
+        check.text("run.name", &run.name);
+    }
+    check.range("run.seed", run.seed, i64::try_from(run.seed).is_ok(), "<= 2^63-1");
+    if check.reader.is_given("data.corpus") {
+        check.text("data.corpus", &data.corpus.to_string_lossy());
+    }
+    for (key, value) in [("data.label", &data.label), ("data.batch", &data.batch)] {
+        if let Some(value) = value {
+            check.text(key, value);
+        }
+    }
+    check.text("data.split_column", &data.split_column);
+    let splits =
+        [("data.train", &data.train), ("data.valid", &data.valid), ("data.test", &data.test)];
+    for (index, (key, value)) in splits.iter().enumerate() {
+        check.text(key, value);
+        if let Some((other, _)) = splits[..index].iter().find(|(_, name)| name == value) {
+            check.conflict(
+                key,
+                format!("`{key}` and `{other}` are both `{value}`"),
+                "the splits must be different values of the split column",
+            );
+        }
+    }
+    check.at_least("data.max_len", data.max_len as u64, 2);
+    check.below_one("data.mask_ratio", data.mask_ratio);
+    if let Some(total) = data.normalize_total {
+        check.positive("data.normalize_total", total);
+    }
+    check.at_least("data.shuffle_window", data.shuffle_window as u64, 1);
+    check.at_least("data.loader_threads", data.loader_threads as u64, 1);
+    check.at_least("data.prefetch_steps", data.prefetch_steps as u64, 1);
+}
+
+fn backbone(config: &Config, check: &mut Check<'_>) {
+    let backbone = &config.backbone;
+    let unsure = check.refused("backbone.path") || check.refused("backbone.init");
+    match (&backbone.path, backbone.init) {
+        (Some(_), Some(_)) => check.conflict(
+            "backbone.init",
+            "`backbone.path` and `backbone.init` exclude each other",
+            "remove `init` to load the weights, or `path` to start from random ones",
+        ),
+        (None, None) if !unsure => check.require(
+            "backbone.path",
+            "the run needs a backbone",
+            "add `path = \"DIR\"` under `[backbone]` for pretrained weights, or `init = \"random\"`",
+        ),
+        (Some(path), None) => {
+            check.text("backbone.path", &path.to_string_lossy());
+            published(config, check);
+        }
+        _ => {}
+    }
+    check.below_one("backbone.dropout", backbone.dropout);
+    check.below_one("backbone.attention_dropout", backbone.attention_dropout);
+    let shape = &backbone.shape;
+    for (key, value, least) in [
+        ("backbone.shape.d_model", shape.d_model, 1),
+        ("backbone.shape.n_heads", shape.n_heads, 1),
+        ("backbone.shape.d_hid", shape.d_hid, 1),
+        ("backbone.shape.n_layers", shape.n_layers, 1),
+        ("backbone.shape.n_layers_cls", shape.n_layers_cls, 1),
+        ("backbone.shape.n_bins", shape.n_bins, 2),
+    ] {
+        check.at_least(key, value as u64, least);
+    }
+    let (width, heads) = (shape.d_model, shape.n_heads);
+    if heads > 0 && width % heads != 0 && !check.refused("backbone.shape.n_heads") {
+        check.conflict(
+            "backbone.shape.d_model",
+            format!("`backbone.shape.d_model` ({width}) is not a multiple of `n_heads` ({heads})"),
+            format!("the next multiple is {}", width.next_multiple_of(heads)),
+        );
+    }
+}
+
+/// Keys that have no meaning when the backbone brings its own shape and vocabulary.
+fn published(config: &Config, check: &mut Check<'_>) {
+    if config.backbone.vocab != Vocab::Corpus {
+        check.conflict(
+            "backbone.vocab",
+            "`backbone.vocab` has no effect with `backbone.path`, which holds a vocab.json",
+            "remove it",
+        );
+    }
+    let given: Vec<String> = check
+        .reader
+        .places
+        .keys()
+        .filter(|key| key.starts_with("backbone.shape."))
+        .map(|key| (*key).to_owned())
+        .collect();
+    if let Some(first) = given.first() {
+        check.conflict(
+            first,
+            "`[backbone.shape]` has no effect with `backbone.path`, whose args.json gives the sizes",
+            "remove the section",
+        );
+    }
+}
+
+fn adapter(config: &Config, check: &mut Check<'_>) {
+    let adapter = &config.adapter;
+    check.at_least("adapter.r", adapter.r as u64, 1);
+    check.positive("adapter.lora_alpha", adapter.lora_alpha);
+    let ratio = adapter.mlp_ratio;
+    check.range("adapter.mlp_ratio", ratio, ratio > 0.0 && ratio <= 8.0, "> 0 and <= 8");
+    let distinct = adapter.targets.iter().collect::<HashSet<_>>().len();
+    let targets: Vec<_> = adapter.targets.iter().map(|target| target.as_str()).collect();
+    let fine = distinct > 0 && distinct == targets.len();
+    check.range("adapter.targets", targets.join(", "), fine, "a list of different targets");
+    if let Layers::List(list) = &adapter.layers {
+        let distinct = list.iter().collect::<HashSet<_>>().len();
+        let fine = distinct > 0 && distinct == list.len();
+        check.range("adapter.layers", format!("{list:?}"), fine, "a list of different layers");
+    }
+    if adapter.kind == AdapterKind::None || config.backbone.init.is_none() {
+        return;
+    }
+    let shape = &config.backbone.shape;
+    match adapter.layers.indices(shape.n_layers) {
+        Err(beyond) => check.conflict(
+            "adapter.layers",
+            format!(
+                "`adapter.layers` names layer {}, but the backbone has {} layers (counted from 0)",
+                beyond[0], shape.n_layers
+            ),
+            format!("the last layer is {}", shape.n_layers.saturating_sub(1)),
+        ),
+        Ok(layers) if layers.is_empty() && shape.n_layers > 0 => check.conflict(
+            "adapter.layers",
+            "`adapter.layers` chooses no layer: the first half of a single layer is empty",
+            "set `adapter.layers = \"all\"`",
+        ),
+        Ok(_) => {}
+    }
+    let width = (shape.d_model as f64 * ratio) as usize;
+    if adapter.kind == AdapterKind::Encoder && width == 0 && ratio > 0.0 {
+        check.conflict(
+            "adapter.mlp_ratio",
+            format!("`adapter.mlp_ratio` ({ratio}) of `d_model` ({}) leaves no width", shape.d_model),
+            "use a larger ratio",
+        );
+    }
+}
+
+fn task(config: &Config, check: &mut Check<'_>) {
+    let (task, adapter) = (&config.task, &config.adapter);
+    let unsure = check.refused("adapter.kind") || check.refused("task.trainable");
+    match (task.trainable, adapter.kind) {
+        _ if unsure => {}
+        (Trainable::Adapter, AdapterKind::None) => check.conflict(
+            "task.trainable",
+            "`task.trainable` is `adapter`, but `adapter.kind` is `none`: nothing would be adapted",
+            "set `adapter.kind = \"lora\"` or `\"encoder\"`, or `task.trainable = \"head\"` or `\"all\"`",
+        ),
+        (Trainable::Head | Trainable::All, AdapterKind::Encoder | AdapterKind::Lora) => check
+            .conflict(
+                "adapter.kind",
+                format!(
+                    "`adapter.kind` is `{}`, but `task.trainable` is `{}`, which trains no adapter",
+                    adapter.kind, task.trainable
+                ),
+                "set `adapter.kind = \"none\"`, or `task.trainable = \"adapter\"`",
+            ),
+        _ => {}
+    }
+    if check.refused("task.kind") {
+        return;
+    }
+    match task.kind {
+        TaskKind::MaskedExpression => {
+            if config.data.mask_ratio == 0.0 {
+                check.conflict(
+                    "data.mask_ratio",
+                    "`data.mask_ratio` is 0, but masked expression learns from masked values",
+                    "set `data.mask_ratio`, for example to 0.4",
+                );
+            }
+            if task.class_weights != ClassWeights::None {
+                check.conflict(
+                    "task.class_weights",
+                    "`task.class_weights` has no effect without classes",
+                    "remove it, or set `task.kind = \"identification\"`",
+                );
+            }
+            if matches!(config.train.select, Select::MacroF1 | Select::BalancedAccuracy) {
+                check.conflict(
+                    "train.select",
+                    format!("`train.select` is `{}`, which needs classes", config.train.select),
+                    "set `train.select = \"loss\"`",
+                );
+            }
+        }
+        TaskKind::Identification if task.mvc => check.conflict(
+            "task.mvc",
+            "`task.mvc` belongs to masked expression and has no effect on identification",
+            "remove it, or set `task.kind = \"masked-expression\"`",
+        ),
+        TaskKind::Identification => {}
+    }
+}
+
+fn train(config: &Config, check: &mut Check<'_>) {
+    let train = &config.train;
+    check.at_least("train.epochs", train.epochs, 1);
+    if let Some(steps) = train.max_steps {
+        check.at_least("train.max_steps", steps, 1);
+    }
+    check.at_least("train.batch_cells", train.batch_cells as u64, 1);
+    if let Some(micro) = train.micro_batch_cells {
+        check.at_least("train.micro_batch_cells", micro as u64, 1);
+        if micro > 0
+            && train.batch_cells > 0
+            && !train.batch_cells.is_multiple_of(micro)
+            && !check.refused("train.batch_cells")
+        {
+            check.conflict(
+                "train.micro_batch_cells",
+                format!(
+                    "`train.micro_batch_cells` ({micro}) does not divide `train.batch_cells` ({})",
+                    train.batch_cells
+                ),
+                "choose a divisor",
+            );
+        }
+    }
+    check.positive("train.lr", train.lr);
+    check.below_one("train.beta1", train.beta1);
+    check.below_one("train.beta2", train.beta2);
+    check.positive("train.eps", train.eps);
+    check.not_negative("train.weight_decay", train.weight_decay);
+    let gamma = train.step_gamma;
+    check.range("train.step_gamma", gamma, gamma > 0.0 && gamma <= 1.0, "> 0 and <= 1");
+    let ratio = train.min_lr_ratio;
+    check.range("train.min_lr_ratio", ratio, (0.0..=1.0).contains(&ratio), ">= 0 and <= 1");
+    check.not_negative("train.clip_norm", train.clip_norm);
+    check.at_least("train.non_finite_limit", train.non_finite_limit, 1);
+}
+
+fn rest(config: &Config, check: &mut Check<'_>) {
+    check.at_least("checkpoint.keep_last", config.checkpoint.keep_last as u64, 1);
+    check.at_least("log.every_steps", config.log.every_steps, 1);
+    let bind = &config.metrics.bind;
+    check.range("metrics.bind", bind, bind.parse::<IpAddr>().is_ok(), "an IP address");
+}
