@@ -1,1 +1,33 @@
-//! From files of cells to token batches: corpus format, importers, sample order, tokenisers, batching, prefetch.
+//! From files of cells to token batches: corpus format, importers, sample order, tokenisers,
+//! batching, prefetch.
+//!
+//! A corpus is a directory of Parquet shards with a manifest ([`corpus`]). It is written by an
+//! importer ([`import`]) and read back, row group by row group, by [`Loader`], which turns it into
+//! micro-batches of gene tokens. What a batch holds is a pure function of the corpus, the seed and
+//! the epoch: it depends neither on the number of ranks nor on threads.
+//!
+//! This crate knows nothing of tensors or models.
+
+pub mod batch;
+pub mod corpus;
+mod error;
+pub mod genes;
+pub mod order;
+pub mod pipeline;
+pub mod preprocess;
+pub mod rng;
+mod storage;
+pub mod tokenize;
+pub mod vocab;
+
+pub use batch::{MicroBatch, StepBatches};
+pub use corpus::{Block, Corpus, Manifest, ValueKind};
+pub use error::{Error, Result};
+pub use genes::GeneTable;
+pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
+pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
+pub use tokenize::{
+    Tokenizer,
+    scgpt::{ScgptOptions, ScgptTokenizer},
+};
+pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};

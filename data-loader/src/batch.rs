@@ -1,0 +1,75 @@
+//! What the loader hands to a step of training.
+
+use crate::tokenize::Tokens;
+
+/// Cells that go through the model together, padded to the longest of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MicroBatch {
+    /// Place in the global batch.
+    pub index: usize,
+    /// The cells, as their indices in the corpus.
+    pub cells: Vec<u64>,
+    /// Number of cells.
+    pub rows: usize,
+    /// Tokens per cell, padding included.
+    pub len: usize,
+    /// Token ids, `rows * len`, row by row.
+    pub gene_ids: Vec<i32>,
+    /// Values, with the mask value where they are masked.
+    pub values: Vec<f32>,
+    /// Values before masking.
+    pub targets: Vec<f32>,
+    /// Label codes, -1 where a cell has none; empty when no label column was asked for.
+    pub labels: Vec<i64>,
+    /// Tokens that are not padding.
+    pub tokens: usize,
+}
+
+/// One rank's share of one global batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepBatches {
+    /// The epoch.
+    pub epoch: u64,
+    /// Number of the global batch in the epoch.
+    pub batch: u64,
+    /// Cells in the global batch, over all ranks.
+    pub global_cells: usize,
+    /// This rank's micro-batches; may be empty in a short last batch.
+    pub micro: Vec<MicroBatch>,
+}
+
+impl MicroBatch {
+    /// Pads ragged token sequences to the longest of them.
+    pub(crate) fn pad(
+        index: usize,
+        cells: Vec<u64>,
+        labels: Vec<i64>,
+        tokens: &Tokens,
+        pad_id: i32,
+        pad_value: f32,
+    ) -> Self {
+        let rows = cells.len();
+        let len = tokens.longest();
+        let mut gene_ids = vec![pad_id; rows * len];
+        let mut values = vec![pad_value; rows * len];
+        let mut targets = vec![pad_value; rows * len];
+        for row in 0..rows {
+            let from = tokens.range(row);
+            let to = row * len..row * len + from.len();
+            gene_ids[to.clone()].copy_from_slice(&tokens.ids[from.clone()]);
+            values[to.clone()].copy_from_slice(&tokens.values[from.clone()]);
+            targets[to].copy_from_slice(&tokens.targets[from]);
+        }
+        Self {
+            index,
+            cells,
+            rows,
+            len,
+            gene_ids,
+            values,
+            targets,
+            labels,
+            tokens: tokens.ids.len(),
+        }
+    }
+}

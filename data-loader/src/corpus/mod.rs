@@ -1,0 +1,19 @@
+//! Corpus format 1: a directory of Parquet shards, one row a cell, with a manifest and a gene table.
+
+mod block;
+mod manifest;
+mod reader;
+mod writer;
+
+pub use block::Block;
+pub use manifest::{
+    FORMAT_VERSION, GeneFile, Manifest, ObsColumn, ObsKind, Provenance, Shard, SourceFile,
+    ValueKind,
+};
+pub use reader::{Corpus, RowGroup};
+pub use writer::{CellBatch, CellValues, CorpusWriter, WriterOptions, obs_array_type};
+
+/// Name of the manifest in a corpus folder.
+pub const MANIFEST: &str = "manifest.json";
+/// Name of the gene table in a corpus folder.
+pub const GENES: &str = "genes.parquet";

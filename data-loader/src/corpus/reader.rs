@@ -1,0 +1,456 @@
+//! Reading a corpus.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+
+use super::{Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, ValueKind};
+use crate::genes::GeneTable;
+use crate::storage::Storage;
+use crate::{Error, Result};
+
+/// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
+const DECODE_CELLS: usize = 512;
+
+/// Where a row group lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowGroup {
+    /// Number of the shard in the manifest.
+    pub shard: usize,
+    /// Number of the row group in its shard.
+    pub index: usize,
+    /// The corpus index of its first cell.
+    pub first_cell: u64,
+    /// Cells in it.
+    pub rows: u32,
+}
+
+/// A corpus opened for reading. Cheap to share between threads.
+#[derive(Debug)]
+pub struct Corpus {
+    storage: Storage,
+    manifest: Manifest,
+    fingerprint: String,
+    genes: GeneTable,
+    row_groups: Vec<RowGroup>,
+    footers: Vec<OnceLock<ArrowReaderMetadata>>,
+}
+
+impl Corpus {
+    /// Opens the corpus in a folder: reads manifest and gene table, and checks that every shard is
+    /// there in its full size. Hashes are left to `scpeft-data verify`.
+    ///
+    /// # Errors
+    /// When the folder is no corpus, has a newer format, or lacks a file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let storage = Storage::new(dir);
+        let path = storage.path(MANIFEST);
+        if !path.exists() {
+            let problem = if dir.exists() {
+                "has no manifest.json"
+            } else {
+                "does not exist"
+            };
+            return Err(Error::corpus(
+                dir,
+                "corpus folder",
+                format!("{problem}\nhelp: make a corpus with `scpeft-data import`"),
+            ));
+        }
+        let bytes = storage.read(MANIFEST)?;
+        let manifest = parse_manifest(&path, &bytes)?;
+        for shard in &manifest.shards {
+            storage.check_name(&shard.path)?;
+            let found = storage.bytes(&shard.path)?;
+            if found != shard.bytes {
+                return Err(Error::corpus(
+                    &storage.path(&shard.path),
+                    "shard",
+                    format!("has {found} bytes, the manifest says {}", shard.bytes),
+                ));
+            }
+        }
+        storage.check_name(&manifest.genes.path)?;
+        let genes = GeneTable::read(&storage, &manifest.genes.path)?;
+        if genes.len() != manifest.genes.n as usize {
+            return Err(Error::corpus(
+                &storage.path(&manifest.genes.path),
+                "gene table",
+                format!(
+                    "has {} genes, the manifest says {}",
+                    genes.len(),
+                    manifest.genes.n
+                ),
+            ));
+        }
+        let row_groups = lay_out(&path, &manifest)?;
+        Ok(Self {
+            footers: manifest.shards.iter().map(|_| OnceLock::new()).collect(),
+            fingerprint: blake3::hash(&bytes).to_hex().to_string(),
+            storage,
+            manifest,
+            genes,
+            row_groups,
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.storage.root()
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The gene table.
+    pub fn genes(&self) -> &GeneTable {
+        &self.genes
+    }
+
+    /// Number of cells.
+    pub fn n_cells(&self) -> u64 {
+        self.manifest.n_cells
+    }
+
+    /// What the values are.
+    pub fn value_kind(&self) -> ValueKind {
+        self.manifest.value_kind
+    }
+
+    /// Hash of the manifest, which holds the hashes of all files: names the content of the corpus.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// All row groups, in corpus order.
+    pub fn row_groups(&self) -> &[RowGroup] {
+        &self.row_groups
+    }
+
+    /// One obs column of the manifest.
+    ///
+    /// # Errors
+    /// When there is none of this name; the error lists those present.
+    pub fn column(&self, name: &str) -> Result<&ObsColumn> {
+        self.manifest
+            .obs
+            .iter()
+            .find(|c| c.name == name)
+            .ok_or_else(|| {
+                let present = self.manifest.obs.iter().map(|c| c.name.clone()).collect();
+                Error::missing_column(format!("corpus `{}`", self.path().display()), name, present)
+            })
+    }
+
+    /// The categories of an obs column, in the order of their codes.
+    ///
+    /// # Errors
+    /// When there is no such column, or it is not categorical.
+    pub fn categories(&self, column: &str) -> Result<&[String]> {
+        let found = self.column(column)?;
+        if found.kind == ObsKind::Category {
+            return Ok(&found.categories);
+        }
+        let categorical = self
+            .manifest
+            .obs
+            .iter()
+            .filter(|c| c.kind == ObsKind::Category);
+        Err(Error::NotCategorical {
+            column: column.to_owned(),
+            kind: found.kind.plural(),
+            present: categorical.map(|c| c.name.clone()).collect(),
+        })
+    }
+
+    /// The codes of a categorical obs column for all cells in corpus order, -1 where missing.
+    ///
+    /// # Errors
+    /// When there is no such column, or it is not categorical, or cannot be read.
+    pub fn obs_codes(&self, column: &str) -> Result<Vec<i32>> {
+        let categories = self.categories(column)?;
+        let code_of: HashMap<&str, i32> = categories.iter().map(String::as_str).zip(0..).collect();
+        let mut codes = Vec::with_capacity(self.n_cells() as usize);
+        for group in 0..self.row_groups.len() {
+            self.scan(group, &[column], 8192, |batch| {
+                append_codes(batch.column(0), &code_of, &mut codes)
+            })?;
+        }
+        Ok(codes)
+    }
+
+    /// The ids of some cells, in the order asked for.
+    ///
+    /// # Errors
+    /// When a cell index is out of range or a shard cannot be read.
+    pub fn cell_ids(&self, cells: &[u64]) -> Result<Vec<String>> {
+        let mut by_group: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
+        for (place, &cell) in cells.iter().enumerate() {
+            let group = self.row_groups.partition_point(|g| g.first_cell <= cell);
+            if group == 0 || cell >= self.n_cells() {
+                return Err(Error::internal(format!(
+                    "cell {cell} asked of a corpus of {} cells",
+                    self.n_cells()
+                )));
+            }
+            let row = cell - self.row_groups[group - 1].first_cell;
+            by_group
+                .entry(group - 1)
+                .or_default()
+                .push((place, row as usize));
+        }
+        let mut ids = vec![String::new(); cells.len()];
+        for (group, wanted) in by_group {
+            let mut names: Vec<String> = Vec::new();
+            self.scan(group, &["cell_id"], 8192, |batch| {
+                let column = batch.column(0).as_string_opt::<i32>();
+                let column = column.ok_or("column `cell_id` is not a string")?;
+                names.extend(column.iter().map(|id| id.unwrap_or_default().to_owned()));
+                Ok(())
+            })?;
+            for (place, row) in wanted {
+                ids[place].clone_from(&names[row]);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Decodes the cells of a row group, or only its `chosen` rows (ascending).
+    ///
+    /// # Errors
+    /// When the shard cannot be read or holds something else than the format says.
+    pub fn read_block(&self, row_group: usize, chosen: Option<&[u32]>) -> Result<Block> {
+        let group = self.row_groups[row_group];
+        let mut block = Block::default();
+        let mut first = 0_u32;
+        let mut local = Vec::new();
+        self.scan(row_group, &["genes", "values"], DECODE_CELLS, |batch| {
+            let last = first + batch.num_rows() as u32;
+            let rows = chosen.map(|rows| {
+                let from = rows.partition_point(|&r| r < first);
+                let to = rows.partition_point(|&r| r < last);
+                local.clear();
+                local.extend(rows[from..to].iter().map(|r| r - first));
+                local.as_slice()
+            });
+            if first == 0 {
+                let kept = chosen.map_or(group.rows as usize, <[u32]>::len);
+                let per_cell =
+                    batch.column(0).to_data().child_data()[0].len() / batch.num_rows().max(1);
+                block.reserve(kept, kept * per_cell * 9 / 8);
+            }
+            first = last;
+            block.append(batch.column(0), batch.column(1), rows)
+        })?;
+        let n_genes = self.manifest.genes.n;
+        if let Some(gene) = block.max_gene().filter(|&g| g >= n_genes) {
+            return Err(self.shard_error(
+                row_group,
+                format!("gene index {gene}, but the gene table has {n_genes} genes"),
+            ));
+        }
+        Ok(block)
+    }
+
+    /// Runs over the record batches of some columns of a row group, in the order of `columns`.
+    pub(crate) fn scan(
+        &self,
+        row_group: usize,
+        columns: &[&str],
+        batch_cells: usize,
+        mut visit: impl FnMut(&RecordBatch) -> Result<(), String>,
+    ) -> Result<()> {
+        let group = self.row_groups[row_group];
+        let shard = &self.manifest.shards[group.shard];
+        let footer = self.footer(row_group)?;
+        let mask = ProjectionMask::columns(footer.parquet_schema(), columns.iter().copied());
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(
+            self.storage.open(&shard.path)?,
+            footer.clone(),
+        )
+        .with_row_groups(vec![group.index])
+        .with_projection(mask)
+        .with_batch_size(batch_cells)
+        .build()
+        .map_err(|e| self.shard_error(row_group, e.to_string()))?;
+        let mut rows = 0;
+        for batch in reader {
+            let batch = batch.map_err(|e| self.shard_error(row_group, e.to_string()))?;
+            rows += batch.num_rows();
+            let batch = in_order(&batch, columns).map_err(|e| self.shard_error(row_group, e))?;
+            visit(&batch).map_err(|e| self.shard_error(row_group, e))?;
+        }
+        if rows != group.rows as usize {
+            let problem = format!("has {rows} cells, the manifest says {}", group.rows);
+            return Err(self.shard_error(row_group, problem));
+        }
+        Ok(())
+    }
+
+    /// Hash of one file of the corpus.
+    pub(crate) fn hash(&self, name: &str) -> Result<String> {
+        self.storage.hash(name)
+    }
+
+    pub(crate) fn shard_error(&self, row_group: usize, problem: String) -> Error {
+        let group = self.row_groups[row_group];
+        let path = self.storage.path(&self.manifest.shards[group.shard].path);
+        Error::corpus(&path, format!("row group {}", group.index), problem)
+    }
+
+    fn footer(&self, row_group: usize) -> Result<&ArrowReaderMetadata> {
+        let shard = self.row_groups[row_group].shard;
+        if let Some(footer) = self.footers[shard].get() {
+            return Ok(footer);
+        }
+        let entry = &self.manifest.shards[shard];
+        let path = self.storage.path(&entry.path);
+        let file = self.storage.open(&entry.path)?;
+        let footer = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
+            .map_err(|e| Error::corpus(&path, "footer", e.to_string()))?;
+        let found: Vec<i64> = footer
+            .metadata()
+            .row_groups()
+            .iter()
+            .map(|g| g.num_rows())
+            .collect();
+        if found.iter().ne(entry
+            .row_group_rows
+            .iter()
+            .map(|&n| i64::from(n))
+            .collect::<Vec<_>>()
+            .iter())
+        {
+            let problem = format!(
+                "row groups of {found:?} cells, the manifest says {:?}",
+                entry.row_group_rows
+            );
+            return Err(Error::corpus(&path, "footer", problem));
+        }
+        Ok(self.footers[shard].get_or_init(|| footer))
+    }
+}
+
+fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<Manifest> {
+    #[derive(serde::Deserialize)]
+    struct Versioned {
+        format_version: u32,
+    }
+    let malformed =
+        |e: serde_json::Error| Error::corpus(path, format!("line {}", e.line()), e.to_string());
+    let version = serde_json::from_slice::<Versioned>(bytes)
+        .map_err(malformed)?
+        .format_version;
+    if version != FORMAT_VERSION {
+        return Err(Error::corpus(
+            path,
+            "format_version",
+            format!(
+                "is {version}, this program reads {FORMAT_VERSION}\nhelp: import the source again, or use the version of scpeft that wrote it"
+            ),
+        ));
+    }
+    serde_json::from_slice(bytes).map_err(malformed)
+}
+
+/// Numbers the row groups through all shards.
+fn lay_out(path: &Path, manifest: &Manifest) -> Result<Vec<RowGroup>> {
+    let mut groups = Vec::new();
+    let mut first_cell = 0;
+    for (shard, entry) in manifest.shards.iter().enumerate() {
+        let shard_first = first_cell;
+        for (index, &rows) in entry.row_group_rows.iter().enumerate() {
+            groups.push(RowGroup {
+                shard,
+                index,
+                first_cell,
+                rows,
+            });
+            first_cell += u64::from(rows);
+        }
+        if first_cell - shard_first != entry.rows {
+            let problem = format!(
+                "row groups sum to {} cells, not {}",
+                first_cell - shard_first,
+                entry.rows
+            );
+            return Err(Error::corpus(
+                path,
+                format!("shard `{}`", entry.path),
+                problem,
+            ));
+        }
+    }
+    if first_cell != manifest.n_cells {
+        let problem = format!(
+            "is {}, but the shards hold {first_cell} cells",
+            manifest.n_cells
+        );
+        return Err(Error::corpus(path, "n_cells", problem));
+    }
+    Ok(groups)
+}
+
+fn in_order(batch: &RecordBatch, columns: &[&str]) -> Result<RecordBatch, String> {
+    let places: Result<Vec<usize>, String> = columns
+        .iter()
+        .map(|c| {
+            batch
+                .schema()
+                .index_of(c)
+                .map_err(|_| format!("has no column `{c}`"))
+        })
+        .collect();
+    batch.project(&places?).map_err(|e| e.to_string())
+}
+
+fn append_codes(
+    array: &ArrayRef,
+    code_of: &HashMap<&str, i32>,
+    codes: &mut Vec<i32>,
+) -> Result<(), String> {
+    let unknown = |value: &str| format!("category `{value}` is not in the manifest");
+    match array.data_type() {
+        DataType::Dictionary(..) => {
+            let dictionary = array
+                .as_dictionary_opt::<Int32Type>()
+                .ok_or("dictionary keys are not int32")?;
+            let names = dictionary
+                .values()
+                .as_string_opt::<i32>()
+                .ok_or("dictionary is not of strings")?;
+            // A dictionary may hold entries that no cell of this row group has: they may be unknown.
+            let map: Vec<Option<i32>> = names
+                .iter()
+                .map(|name| name.and_then(|n| code_of.get(n).copied()))
+                .collect();
+            for key in dictionary.keys() {
+                codes.push(match key {
+                    None => -1,
+                    Some(key) => {
+                        map[key as usize].ok_or_else(|| unknown(names.value(key as usize)))?
+                    }
+                });
+            }
+        }
+        DataType::Utf8 => {
+            for value in array.as_string::<i32>() {
+                codes.push(match value {
+                    None => -1,
+                    Some(value) => *code_of.get(value).ok_or_else(|| unknown(value))?,
+                });
+            }
+        }
+        other => return Err(format!("is {other}, expected categories")),
+    }
+    Ok(())
+}

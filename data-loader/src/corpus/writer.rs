@@ -1,0 +1,402 @@
+//! Writing a corpus: into a temporary sibling folder, renamed when all is complete.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, Float32Array, ListArray, RecordBatch, StringArray, UInt16Array, UInt32Array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::{
+    FORMAT_VERSION, GENES, GeneFile, MANIFEST, Manifest, ObsColumn, ObsKind, Provenance, Shard,
+    ValueKind,
+};
+use crate::genes::GeneTable;
+use crate::storage::hash_file;
+use crate::{Error, Result};
+
+/// How a corpus is cut.
+#[derive(Debug, Clone, Copy)]
+pub struct WriterOptions {
+    /// Cells in a row group, the unit of reading.
+    pub row_group_cells: usize,
+    /// Cells in a shard.
+    pub shard_cells: usize,
+    /// Whether an existing output is replaced.
+    pub overwrite: bool,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self {
+            row_group_cells: 4096,
+            shard_cells: 65_536,
+            overwrite: false,
+        }
+    }
+}
+
+/// The values of some cells.
+#[derive(Debug, Clone)]
+pub enum CellValues {
+    /// Counts.
+    Counts(Vec<u32>),
+    /// Log-normalised expression.
+    Lognorm(Vec<f32>),
+}
+
+/// Some cells to write.
+#[derive(Debug)]
+pub struct CellBatch {
+    /// Their ids.
+    pub cell_ids: Vec<String>,
+    /// Where each cell's genes begin, and the end of the last.
+    pub offsets: Vec<i32>,
+    /// Gene indices, strictly ascending in each cell.
+    pub genes: Vec<u32>,
+    /// Values, as many as genes.
+    pub values: CellValues,
+    /// The obs columns, in the order and of the types that the writer was made with.
+    pub obs: Vec<ArrayRef>,
+}
+
+/// Writes a corpus. Dropped before [`CorpusWriter::finish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct CorpusWriter {
+    output: PathBuf,
+    temp: PathBuf,
+    options: WriterOptions,
+    value_kind: ValueKind,
+    n_genes: usize,
+    obs: Vec<ObsColumn>,
+    schema: SchemaRef,
+    properties: WriterProperties,
+    shards: Vec<Shard>,
+    open: Option<OpenShard>,
+    finished: bool,
+}
+
+#[derive(Debug)]
+struct OpenShard {
+    name: String,
+    rows: usize,
+    writer: ArrowWriter<File>,
+}
+
+/// The Arrow type of an obs column on disk. `double` chooses between the two widths of numbers.
+pub fn obs_array_type(kind: ObsKind, double: bool) -> DataType {
+    match kind {
+        ObsKind::Category => {
+            DataType::Dictionary(Box::new(DataType::Int32), Box::new(DataType::Utf8))
+        }
+        ObsKind::Number if double => DataType::Float64,
+        ObsKind::Number => DataType::Float32,
+        ObsKind::String => DataType::Utf8,
+    }
+}
+
+impl CorpusWriter {
+    /// Begins a corpus. `obs` comes with the Arrow type of each column.
+    ///
+    /// # Errors
+    /// When the output exists and may not be replaced, or the folder cannot be made.
+    pub fn create(
+        output: &Path,
+        options: WriterOptions,
+        value_kind: ValueKind,
+        genes: &GeneTable,
+        obs: Vec<(ObsColumn, DataType)>,
+    ) -> Result<Self> {
+        check_output(output, options)?;
+        let schema = shard_schema(value_kind, genes.len(), &obs);
+        let temp = temp_sibling(output, "tmp")?;
+        let writer = Self {
+            output: output.to_owned(),
+            temp,
+            options,
+            value_kind,
+            n_genes: genes.len(),
+            properties: properties(options),
+            schema,
+            obs: obs.into_iter().map(|(column, _)| column).collect(),
+            shards: Vec::new(),
+            open: None,
+            finished: false,
+        };
+        let shards = writer.temp.join("shards");
+        std::fs::create_dir_all(&shards).map_err(Error::io("create", &shards))?;
+        genes.write(&writer.temp.join(GENES))?;
+        Ok(writer)
+    }
+
+    /// The folder that is being written, for scratch files of the importer.
+    pub fn temp_dir(&self) -> &Path {
+        &self.temp
+    }
+
+    /// Adds cells.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(&mut self, cells: &CellBatch) -> Result<()> {
+        let batch = self.record_batch(cells)?;
+        let mut done = 0;
+        while done < batch.num_rows() {
+            let mut shard = match self.open.take() {
+                Some(shard) => shard,
+                None => self.open_shard()?,
+            };
+            let rows = (batch.num_rows() - done).min(self.options.shard_cells - shard.rows);
+            let path = self.temp.join(&shard.name);
+            shard
+                .writer
+                .write(&batch.slice(done, rows))
+                .map_err(|e| Error::corpus(&path, "writing cells", e.to_string()))?;
+            shard.rows += rows;
+            done += rows;
+            if shard.rows == self.options.shard_cells {
+                self.close_shard(shard)?;
+            } else {
+                self.open = Some(shard);
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the corpus: closes the last shard, writes the manifest, moves the folder into place.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish(
+        mut self,
+        label: Option<String>,
+        batch: Option<String>,
+        provenance: Provenance,
+    ) -> Result<Manifest> {
+        if let Some(shard) = self.open.take() {
+            self.close_shard(shard)?;
+        }
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            n_cells: self.shards.iter().map(|s| s.rows).sum(),
+            value_kind: self.value_kind,
+            label,
+            batch,
+            genes: GeneFile {
+                path: GENES.to_owned(),
+                n: self.n_genes as u32,
+                blake3: hash_file(&self.temp.join(GENES))?,
+            },
+            obs: std::mem::take(&mut self.obs),
+            shards: std::mem::take(&mut self.shards),
+            provenance,
+        };
+        let path = self.temp.join(MANIFEST);
+        let mut text = serde_json::to_string_pretty(&manifest)
+            .map_err(|e| Error::internal(format!("manifest cannot be written as JSON: {e}")))?;
+        text.push('\n');
+        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        sync(&path)?;
+        sync(&self.temp.join("shards"))?;
+        sync(&self.temp)?;
+        self.move_into_place()?;
+        self.finished = true;
+        Ok(manifest)
+    }
+
+    fn move_into_place(&self) -> Result<()> {
+        let old = temp_sibling(&self.output, "old")?;
+        let replaces = self.output.exists();
+        if replaces {
+            std::fs::rename(&self.output, &old).map_err(Error::io("move away", &self.output))?;
+        }
+        std::fs::rename(&self.temp, &self.output)
+            .map_err(Error::io("rename into", &self.output))?;
+        if let Some(parent) = self.output.parent().filter(|p| !p.as_os_str().is_empty()) {
+            sync(parent)?;
+        }
+        if replaces {
+            std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+        }
+        Ok(())
+    }
+
+    fn open_shard(&self) -> Result<OpenShard> {
+        let name = format!("shards/part-{:05}.parquet", self.shards.len());
+        let path = self.temp.join(&name);
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        let writer = ArrowWriter::try_new(file, self.schema.clone(), Some(self.properties.clone()))
+            .map_err(|e| Error::corpus(&path, "shard", e.to_string()))?;
+        Ok(OpenShard {
+            name,
+            rows: 0,
+            writer,
+        })
+    }
+
+    fn close_shard(&mut self, mut shard: OpenShard) -> Result<()> {
+        let path = self.temp.join(&shard.name);
+        let fail = |e: parquet::errors::ParquetError| Error::corpus(&path, "shard", e.to_string());
+        shard.writer.flush().map_err(fail)?;
+        let row_group_rows = shard
+            .writer
+            .flushed_row_groups()
+            .iter()
+            .map(|group| group.num_rows() as u32)
+            .collect();
+        let file = shard.writer.into_inner().map_err(fail)?;
+        file.sync_all().map_err(Error::io("write", &path))?;
+        let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
+        self.shards.push(Shard {
+            blake3: hash_file(&path)?,
+            path: shard.name,
+            rows: shard.rows as u64,
+            row_group_rows,
+            bytes,
+        });
+        Ok(())
+    }
+
+    fn record_batch(&self, cells: &CellBatch) -> Result<RecordBatch> {
+        let genes: ArrayRef = if narrow_genes(self.n_genes) {
+            Arc::new(UInt16Array::from_iter_values(
+                cells.genes.iter().map(|&g| g as u16),
+            ))
+        } else {
+            Arc::new(UInt32Array::from_iter_values(cells.genes.iter().copied()))
+        };
+        let values: ArrayRef = match &cells.values {
+            CellValues::Counts(v) => Arc::new(UInt32Array::from_iter_values(v.iter().copied())),
+            CellValues::Lognorm(v) => Arc::new(Float32Array::from_iter_values(v.iter().copied())),
+        };
+        let internal = |e: arrow::error::ArrowError| {
+            Error::internal(format!("cells do not fit the schema: {e}"))
+        };
+        let list = |array: ArrayRef| {
+            let offsets = OffsetBuffer::new(cells.offsets.clone().into());
+            ListArray::try_new(
+                Arc::new(item(array.data_type().clone())),
+                offsets,
+                array,
+                None,
+            )
+        };
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(&cells.cell_ids)),
+            Arc::new(list(genes).map_err(internal)?),
+            Arc::new(list(values).map_err(internal)?),
+        ];
+        columns.extend(cells.obs.iter().cloned());
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(internal)
+    }
+}
+
+impl Drop for CorpusWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.open = None;
+            // Nothing can be done about a failure here: an error is already on its way.
+            let _ = std::fs::remove_dir_all(&self.temp);
+        }
+    }
+}
+
+/// Refuses an output that exists, unless it may be replaced and is a corpus or an empty folder.
+pub(crate) fn check_output(output: &Path, options: WriterOptions) -> Result<()> {
+    if !output.exists() {
+        return Ok(());
+    }
+    if !options.overwrite {
+        return Err(Error::OutputExists {
+            path: output.to_owned(),
+        });
+    }
+    let empty = output
+        .read_dir()
+        .is_ok_and(|mut entries| entries.next().is_none());
+    if empty || output.join(MANIFEST).exists() {
+        return Ok(());
+    }
+    Err(Error::options(
+        format!(
+            "`{}` is not a corpus, it is not overwritten",
+            output.display()
+        ),
+        "choose another output, or remove it by hand",
+    ))
+}
+
+fn narrow_genes(n_genes: usize) -> bool {
+    n_genes <= usize::from(u16::MAX) + 1
+}
+
+fn item(data_type: DataType) -> Field {
+    Field::new("item", data_type, false)
+}
+
+fn shard_schema(value_kind: ValueKind, n_genes: usize, obs: &[(ObsColumn, DataType)]) -> SchemaRef {
+    let gene = if narrow_genes(n_genes) {
+        DataType::UInt16
+    } else {
+        DataType::UInt32
+    };
+    let value = match value_kind {
+        ValueKind::Counts => DataType::UInt32,
+        ValueKind::Lognorm => DataType::Float32,
+    };
+    let mut fields = vec![
+        Field::new("cell_id", DataType::Utf8, false),
+        Field::new("genes", DataType::List(Arc::new(item(gene))), false),
+        Field::new("values", DataType::List(Arc::new(item(value))), false),
+    ];
+    fields.extend(
+        obs.iter()
+            .map(|(column, data_type)| Field::new(&column.name, data_type.clone(), true)),
+    );
+    Arc::new(Schema::new(fields))
+}
+
+/// Gene indices ascend, so their differences are small: delta packing halves the file against a
+/// dictionary. Values repeat, so they get a dictionary. Statistics of lists are of no use.
+fn properties(options: WriterOptions) -> WriterProperties {
+    let list = |name: &str| ColumnPath::new(vec![name.into(), "list".into(), "item".into()]);
+    WriterProperties::builder()
+        .set_created_by(format!("scpeft-data {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(Compression::ZSTD(
+            ZstdLevel::try_new(1).expect("1 is a zstd level"),
+        ))
+        .set_max_row_group_row_count(Some(options.row_group_cells))
+        .set_column_dictionary_enabled(list("genes"), false)
+        .set_column_encoding(list("genes"), Encoding::DELTA_BINARY_PACKED)
+        .set_column_statistics_enabled(list("genes"), EnabledStatistics::None)
+        .set_column_statistics_enabled(list("values"), EnabledStatistics::None)
+        .set_column_dictionary_enabled(ColumnPath::from("cell_id"), false)
+        .build()
+}
+
+fn temp_sibling(output: &Path, what: &str) -> Result<PathBuf> {
+    let name = output.file_name().ok_or_else(|| {
+        Error::options(
+            format!("`{}` is no name for a folder", output.display()),
+            "",
+        )
+    })?;
+    Ok(output.with_file_name(format!(
+        ".{}.{what}-{}",
+        name.to_string_lossy(),
+        std::process::id()
+    )))
+}
+
+fn sync(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("write", path))
+}

@@ -1,0 +1,357 @@
+//! Which cells, in which order. Nothing here reads a file or a clock: the order of an epoch is a pure
+//! function of (seed, epoch, row groups, selection).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::corpus::Corpus;
+use crate::error::nearest;
+use crate::rng::{Purpose, Rng};
+use crate::{Error, Result};
+
+/// The chosen cells of one row group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SelectedGroup {
+    /// Number of the row group in the corpus.
+    pub row_group: usize,
+    /// Corpus index of the first cell of the row group.
+    pub first_cell: u64,
+    /// Cells in the row group.
+    pub rows: u32,
+    /// The chosen rows, ascending; `None` when all are chosen.
+    pub chosen: Option<Vec<u32>>,
+}
+
+impl SelectedGroup {
+    /// Number of chosen cells.
+    pub fn len(&self) -> usize {
+        self.chosen.as_ref().map_or(self.rows as usize, Vec::len)
+    }
+
+    /// Whether no cell is chosen.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The corpus index of the chosen cell at a place.
+    fn cell(&self, place: usize) -> u64 {
+        let row = self
+            .chosen
+            .as_ref()
+            .map_or(place as u32, |rows| rows[place]);
+        self.first_cell + u64::from(row)
+    }
+}
+
+/// A set of cells of a corpus, kept per row group. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    groups: Arc<[SelectedGroup]>,
+    cells: u64,
+}
+
+impl Selection {
+    /// All cells.
+    pub fn all(corpus: &Corpus) -> Self {
+        Self::from_groups(
+            corpus
+                .row_groups()
+                .iter()
+                .enumerate()
+                .map(|(row_group, g)| SelectedGroup {
+                    row_group,
+                    first_cell: g.first_cell,
+                    rows: g.rows,
+                    chosen: None,
+                }),
+        )
+    }
+
+    /// The cells whose categorical obs `column` has one of `values`.
+    ///
+    /// # Errors
+    /// When the column does not exist or is not categorical, or a value is no category of it.
+    pub fn where_equals<S: AsRef<str>>(
+        corpus: &Corpus,
+        column: &str,
+        values: &[S],
+    ) -> Result<Self> {
+        let categories = corpus.categories(column)?;
+        let mut wanted = vec![false; categories.len()];
+        for value in values {
+            let value = value.as_ref();
+            let place = categories.iter().position(|c| c == value);
+            let place = place.ok_or_else(|| Error::UnknownValue {
+                column: column.to_owned(),
+                value: value.to_owned(),
+                nearest: nearest(value, categories),
+                present: categories.to_vec(),
+            })?;
+            wanted[place] = true;
+        }
+        let codes = corpus.obs_codes(column)?;
+        Ok(Self::filter(corpus, |cell| {
+            usize::try_from(codes[cell as usize]).is_ok_and(|code| wanted[code])
+        }))
+    }
+
+    /// The cells for which `keep` says so, given their corpus index.
+    pub fn filter(corpus: &Corpus, keep: impl Fn(u64) -> bool) -> Self {
+        Self::all(corpus).and(keep)
+    }
+
+    /// The cells of this selection for which `keep` says so too, given their corpus index.
+    pub fn and(&self, keep: impl Fn(u64) -> bool) -> Self {
+        Self::from_groups(self.groups.iter().map(|group| {
+            let rows: Vec<u32> = (0..group.len())
+                .map(|place| group.cell(place))
+                .filter(|&cell| keep(cell))
+                .map(|cell| (cell - group.first_cell) as u32)
+                .collect();
+            SelectedGroup {
+                chosen: (rows.len() < group.rows as usize).then_some(rows),
+                ..*group
+            }
+        }))
+    }
+
+    /// A selection from its row groups; empty ones are left out.
+    pub fn from_groups(groups: impl IntoIterator<Item = SelectedGroup>) -> Self {
+        let groups: Arc<[SelectedGroup]> = groups.into_iter().filter(|g| !g.is_empty()).collect();
+        let cells = groups.iter().map(|g| g.len() as u64).sum();
+        Self { groups, cells }
+    }
+
+    /// Number of cells.
+    pub fn cells(&self) -> u64 {
+        self.cells
+    }
+
+    /// The row groups with chosen cells.
+    pub fn groups(&self) -> &[SelectedGroup] {
+        &self.groups
+    }
+
+    /// The corpus indices of all chosen cells, ascending.
+    pub fn cell_indices(&self) -> impl Iterator<Item = u64> + '_ {
+        self.groups
+            .iter()
+            .flat_map(|g| (0..g.len()).map(|place| g.cell(place)))
+    }
+}
+
+/// How an epoch is shuffled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shuffle {
+    /// Not at all: corpus order.
+    Sequential,
+    /// Row groups in random order, and their cells mixed inside windows of so many row groups.
+    Windowed {
+        /// Row groups in a window. A window and the next one are in memory at the same time.
+        row_groups: usize,
+    },
+}
+
+/// What an order depends on, besides the selection and the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrderOptions {
+    /// The seed.
+    pub seed: u64,
+    /// How to shuffle.
+    pub shuffle: Shuffle,
+}
+
+/// A cell in an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellRef {
+    /// Index in the corpus.
+    pub cell: u64,
+    /// Which of the window's row groups it is in.
+    pub member: u32,
+    /// Its place among the chosen cells of that row group.
+    pub place: u32,
+}
+
+/// The order of the selected cells in one epoch.
+#[derive(Debug, Clone)]
+pub struct EpochOrder {
+    selection: Selection,
+    options: OrderOptions,
+    epoch: u64,
+    /// Places in the selection's row groups, in the order of the epoch.
+    groups: Vec<u32>,
+    /// Position of the first cell of each window, and the end of the last.
+    starts: Vec<u64>,
+}
+
+impl EpochOrder {
+    /// The order of `selection` in an epoch.
+    pub fn new(selection: &Selection, options: OrderOptions, epoch: u64) -> Self {
+        let mut groups: Vec<u32> = (0..selection.groups.len() as u32).collect();
+        if options.shuffle != Shuffle::Sequential {
+            Rng::new(options.seed, Purpose::RowGroups, epoch, 0).shuffle(&mut groups);
+        }
+        let mut order = Self {
+            selection: selection.clone(),
+            options,
+            epoch,
+            groups,
+            starts: vec![0],
+        };
+        for window in 0..order.groups.len().div_ceil(order.window_groups()) {
+            let cells: u64 = order.members(window).map(|g| g.len() as u64).sum();
+            order.starts.push(order.starts[window] + cells);
+        }
+        order
+    }
+
+    /// Number of cells.
+    pub fn len(&self) -> u64 {
+        self.selection.cells
+    }
+
+    /// Whether there is no cell.
+    pub fn is_empty(&self) -> bool {
+        self.selection.cells == 0
+    }
+
+    /// Number of windows.
+    pub fn windows(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// The window that holds a position.
+    pub fn window_at(&self, position: u64) -> usize {
+        self.starts.partition_point(|&start| start <= position) - 1
+    }
+
+    /// The positions of a window.
+    pub fn window_range(&self, window: usize) -> Range<u64> {
+        self.starts[window]..self.starts[window + 1]
+    }
+
+    /// The row groups of a window.
+    pub fn members(&self, window: usize) -> impl Iterator<Item = &SelectedGroup> {
+        let size = self.window_groups();
+        let last = self.groups.len().min((window + 1) * size);
+        self.groups[window * size..last]
+            .iter()
+            .map(|&g| &self.selection.groups[g as usize])
+    }
+
+    /// The cells of a window, in order.
+    pub fn window_cells(&self, window: usize) -> Vec<CellRef> {
+        let mut cells =
+            Vec::with_capacity((self.starts[window + 1] - self.starts[window]) as usize);
+        for (member, group) in self.members(window).enumerate() {
+            cells.extend((0..group.len()).map(|place| CellRef {
+                cell: group.cell(place),
+                member: member as u32,
+                place: place as u32,
+            }));
+        }
+        if self.options.shuffle != Shuffle::Sequential {
+            Rng::new(
+                self.options.seed,
+                Purpose::Window,
+                self.epoch,
+                window as u64,
+            )
+            .shuffle(&mut cells);
+        }
+        cells
+    }
+
+    /// The corpus indices of the cells at some positions.
+    pub fn cells(&self, positions: Range<u64>) -> Vec<u64> {
+        let mut cells = Vec::new();
+        let mut at = positions.start;
+        while at < positions.end.min(self.len()) {
+            let window = self.window_at(at);
+            let range = self.window_range(window);
+            let end = range.end.min(positions.end);
+            let span = (at - range.start) as usize..(end - range.start) as usize;
+            cells.extend(self.window_cells(window)[span].iter().map(|c| c.cell));
+            at = end;
+        }
+        cells
+    }
+
+    fn window_groups(&self) -> usize {
+        match self.options.shuffle {
+            Shuffle::Sequential => 1,
+            Shuffle::Windowed { row_groups } => row_groups.max(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn selection(parts: &[(u32, u64)]) -> Selection {
+        let mut first_cell = 0;
+        Selection::from_groups(parts.iter().enumerate().map(|(row_group, &(rows, picks))| {
+            let chosen: Vec<u32> = (0..rows).filter(|r| picks >> (r % 64) & 1 == 1).collect();
+            let group = SelectedGroup {
+                row_group,
+                first_cell,
+                rows,
+                chosen: (chosen.len() < rows as usize).then_some(chosen),
+            };
+            first_cell += u64::from(rows);
+            group
+        }))
+    }
+
+    fn order(selection: &Selection, seed: u64, row_groups: usize, epoch: u64) -> EpochOrder {
+        let shuffle = Shuffle::Windowed { row_groups };
+        EpochOrder::new(selection, OrderOptions { seed, shuffle }, epoch)
+    }
+
+    proptest! {
+        #[test]
+        fn an_epoch_is_a_permutation_of_the_selection(
+            parts in prop::collection::vec((1_u32..40, any::<u64>()), 1..12),
+            seed in any::<u64>(), window in 1_usize..5, epoch in 0_u64..9,
+        ) {
+            let selection = selection(&parts);
+            let mut cells = order(&selection, seed, window, epoch).cells(0..selection.cells());
+            cells.sort_unstable();
+            prop_assert_eq!(cells, selection.cell_indices().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn starting_anywhere_gives_the_tail(
+            parts in prop::collection::vec((1_u32..40, any::<u64>()), 1..12),
+            seed in any::<u64>(), window in 1_usize..5, at in any::<prop::sample::Index>(),
+        ) {
+            let selection = selection(&parts);
+            prop_assume!(selection.cells() > 0);
+            let order = order(&selection, seed, window, 3);
+            let at = at.index(selection.cells() as usize);
+            let all = order.cells(0..selection.cells());
+            prop_assert_eq!(&all[at..], order.cells(at as u64..selection.cells()));
+        }
+
+        #[test]
+        fn epochs_differ(seed in any::<u64>()) {
+            let selection = selection(&[(50, u64::MAX), (50, u64::MAX)]);
+            let cells = |epoch| order(&selection, seed, 2, epoch).cells(0..100);
+            prop_assert_ne!(cells(0), cells(1));
+        }
+    }
+
+    #[test]
+    fn sequential_is_corpus_order() {
+        let selection = selection(&[(5, 0b10101), (3, 0), (2, u64::MAX)]);
+        let options = OrderOptions {
+            seed: 1,
+            shuffle: Shuffle::Sequential,
+        };
+        let order = EpochOrder::new(&selection, options, 7);
+        assert_eq!(order.cells(0..9), [0, 2, 4, 8, 9]);
+    }
+}
