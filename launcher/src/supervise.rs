@@ -1,0 +1,223 @@
+//! Runs a command line to its end, passing stop requests on and bounding how long they may take.
+//!
+//! The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches the ranks as SIGUSR1: "save and leave".
+//! SIGTERM would not do: `mpirun` answers it by killing the ranks a second later, and raising that
+//! limit delays the report of *every* failure, since `mpirun` sleeps through it twice. A second
+//! SIGTERM or SIGINT, or the end of the grace period, is a hard stop.
+
+use crate::command::CommandLine;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep_until};
+
+/// How long a hard stop may take before the processes are killed outright. `mpirun` itself needs
+/// two seconds to put its ranks away.
+const HARD_STOP: Duration = Duration::from_secs(10);
+
+/// How far a stop has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The ranks have been asked to save and leave.
+    Asked,
+    /// They have been told to go.
+    Told,
+    /// They have been killed.
+    Killed,
+}
+
+/// What may move a stop on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// SIGTERM, SIGINT or SIGHUP arrived.
+    Stop,
+    /// SIGUSR1 arrived: the scheduler's notice that the time is nearly up.
+    Notice,
+    /// The present phase has lasted as long as it may.
+    Deadline,
+}
+
+/// The signal to send and how long to wait for it to work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Action {
+    signal: i32,
+    wait: Option<Duration>,
+}
+
+/// The whole policy. Pure: time comes in as [`Event::Deadline`].
+fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action>) {
+    let ask = Action {
+        signal: libc::SIGUSR1,
+        wait: Some(grace),
+    };
+    let tell = Action {
+        signal: libc::SIGTERM,
+        wait: Some(HARD_STOP),
+    };
+    let kill = Action {
+        signal: libc::SIGKILL,
+        wait: None,
+    };
+    match (phase, event) {
+        (Phase::Running, Event::Stop | Event::Notice) => (Phase::Asked, Some(ask)),
+        (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
+        (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
+        (phase, _) => (phase, None),
+    }
+}
+
+/// Signal streams, opened before the child starts so that no request is lost in between.
+struct Requests {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+    usr1: Signal,
+}
+
+impl Requests {
+    fn open() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            _ = self.term.recv() => Event::Stop,
+            _ = self.int.recv() => Event::Stop,
+            _ = self.hup.recv() => Event::Stop,
+            _ = self.usr1.recv() => Event::Notice,
+        }
+    }
+}
+
+/// Starts `line` and waits for its end, giving the ranks `grace` to save after a stop request.
+/// `say` receives one line for each step of a stop.
+///
+/// # Errors
+/// When the process cannot be started or waited for.
+pub async fn run(
+    line: &CommandLine,
+    grace: Duration,
+    mut say: impl FnMut(&str),
+) -> io::Result<ExitStatus> {
+    let mut requests = Requests::open()?;
+    let mut child = prepare(line).spawn()?;
+    let pid = child
+        .id()
+        .expect("a child that was not waited for has a process id");
+    let pid = i32::try_from(pid).expect("process ids fit a pid_t");
+
+    let mut phase = Phase::Running;
+    let mut deadline: Option<Instant> = None;
+    loop {
+        let event = tokio::select! {
+            status = child.wait() => return status,
+            event = requests.next() => event,
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                Event::Deadline
+            }
+        };
+        let (next, action) = advance(phase, event, grace);
+        phase = next;
+        if let Some(Action { signal, wait }) = action {
+            say(&announce(phase, grace));
+            deadline = wait.map(|wait| Instant::now() + wait);
+            // To the child's process group, as `mpirun` itself does with each rank: a wrapper script
+            // must not keep the signal from the program that it started.
+            // SAFETY: kill only takes numbers. The child has not been waited for, so `pid` still
+            // names it and the group that it leads.
+            unsafe { libc::kill(-pid, signal) };
+        }
+    }
+}
+
+fn announce(phase: Phase, grace: Duration) -> String {
+    match phase {
+        Phase::Running => String::new(),
+        Phase::Asked => format!(
+            "stop requested: the ranks have {} s to save; a second request stops them at once",
+            grace.as_secs()
+        ),
+        Phase::Told => "stopping the ranks without waiting for them to save".into(),
+        Phase::Killed => "killing what is left of the run".into(),
+    }
+}
+
+fn prepare(line: &CommandLine) -> Command {
+    let mut command = Command::new(&line.program);
+    command
+        .args(&line.arguments)
+        .stdin(Stdio::null())
+        // Its own group: a Ctrl-C in the terminal must reach the ranks through us alone, or
+        // `mpirun` would kill them while they save.
+        .process_group(0)
+        .kill_on_drop(true);
+    // SAFETY: prctl with PR_SET_PDEATHSIG is a plain system call, safe between fork and exec; it
+    // allocates nothing and takes no lock. The runtime has one thread, so "the parent" is the
+    // launcher as a whole.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+        );
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_mins(2);
+
+    fn signals(events: &[Event]) -> Vec<i32> {
+        let mut phase = Phase::Running;
+        let mut sent = Vec::new();
+        for event in events {
+            let (next, action) = advance(phase, *event, GRACE);
+            phase = next;
+            sent.extend(action.map(|action| action.signal));
+        }
+        sent
+    }
+
+    #[test]
+    fn the_first_request_asks_whichever_signal_it_was() {
+        for event in [Event::Stop, Event::Notice] {
+            let (phase, action) = advance(Phase::Running, event, GRACE);
+            assert_eq!(phase, Phase::Asked);
+            assert_eq!(
+                action,
+                Some(Action {
+                    signal: libc::SIGUSR1,
+                    wait: Some(GRACE)
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn asking_again_or_waiting_too_long_gets_harder_and_ends() {
+        let ladder = [libc::SIGUSR1, libc::SIGTERM, libc::SIGKILL];
+        assert_eq!(signals(&[Event::Stop; 5]), ladder);
+        assert_eq!(
+            signals(&[Event::Notice, Event::Deadline, Event::Deadline]),
+            ladder
+        );
+    }
+
+    #[test]
+    fn a_repeated_notice_does_not_cut_the_grace_short() {
+        assert_eq!(signals(&[Event::Notice; 3]), [libc::SIGUSR1]);
+        assert_eq!(signals(&[Event::Stop, Event::Notice]), [libc::SIGUSR1]);
+    }
+}
