@@ -2,7 +2,7 @@
 # The licence and advisory checker: the one in PATH, else a pinned one built into `.tools`.
 source "$(dirname "$0")/lib.sh"
 
-version=0.19.6
+version=0.20.2
 export PATH="$PWD/.tools/bin:$PATH"
 if cargo deny --version >/dev/null 2>&1; then exit 0; fi
 lock
