@@ -12,12 +12,14 @@ pub mod batch;
 pub mod corpus;
 mod error;
 pub mod genes;
+pub mod import;
 pub mod order;
 pub mod pipeline;
 pub mod preprocess;
 pub mod rng;
 mod storage;
 pub mod tokenize;
+pub mod verify;
 pub mod vocab;
 
 pub use batch::{MicroBatch, StepBatches};

@@ -1,1 +1,54 @@
-fn main() {}
+//! `scpeft-data`: makes, shows and checks corpora of cells.
+
+mod cli;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use scpeft_protocol::exit;
+
+/// Makes, shows and checks corpora of cells.
+#[derive(Parser)]
+#[command(name = "scpeft-data", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a corpus from an .h5ad file.
+    Import(cli::import::Args),
+    /// Show what a corpus holds.
+    Inspect(cli::inspect::Args),
+    /// Check the hashes and every cell of a corpus.
+    Verify(cli::verify::Args),
+}
+
+fn main() -> ExitCode {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+    let done = match Cli::parse().command {
+        Command::Import(args) => cli::import::run(&args),
+        Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Verify(args) => cli::verify::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let code = error
+                .downcast_ref::<scpeft_data::Error>()
+                .map_or(exit::INTERNAL, scpeft_data::Error::exit_code);
+            ExitCode::from(u8::try_from(code).unwrap_or(1))
+        }
+    }
+}

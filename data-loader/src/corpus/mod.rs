@@ -12,6 +12,7 @@ pub use manifest::{
 };
 pub use reader::{Corpus, RowGroup};
 pub use writer::{CellBatch, CellValues, CorpusWriter, WriterOptions, obs_array_type};
+pub(crate) use writer::{check_output, temp_sibling};
 
 /// Name of the manifest in a corpus folder.
 pub const MANIFEST: &str = "manifest.json";

@@ -136,11 +136,6 @@ impl CorpusWriter {
         Ok(writer)
     }
 
-    /// The folder that is being written, for scratch files of the importer.
-    pub fn temp_dir(&self) -> &Path {
-        &self.temp
-    }
-
     /// Adds cells.
     ///
     /// # Errors
@@ -381,7 +376,8 @@ fn properties(options: WriterOptions) -> WriterProperties {
         .build()
 }
 
-fn temp_sibling(output: &Path, what: &str) -> Result<PathBuf> {
+/// A hidden name next to the output, on the same file system.
+pub(crate) fn temp_sibling(output: &Path, what: &str) -> Result<PathBuf> {
     let name = output.file_name().ok_or_else(|| {
         Error::options(
             format!("`{}` is no name for a folder", output.display()),

@@ -1,0 +1,5 @@
+//! The subcommands.
+
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod verify;
