@@ -1,1 +1,38 @@
 //! The training loop: step, optimizer, schedule, evaluation, prediction, metrics.
+//!
+//! [`run::run`] is the loop, on one page; [`step::Stepper`] is one optimizer step;
+//! [`assembly::Assembly`] puts corpus, backbone, adapters and task together. Whatever branches
+//! (stop, skip, early stop, best) branches on values reduced over the ranks, so that every rank
+//! takes the same branch.
+
+pub mod args;
+pub mod assembly;
+pub mod backbone;
+mod checkpointing;
+pub mod consensus;
+pub mod evaluate;
+pub mod exporter;
+mod failure;
+pub mod feed;
+pub mod optim;
+mod plot;
+pub mod predict;
+pub mod record;
+pub mod report;
+pub mod run;
+pub mod scores;
+pub mod selection;
+pub mod step;
+mod stop;
+pub mod task;
+
+pub use failure::{Failure, Result};
+
+/// How a command ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything asked for was done.
+    Done,
+    /// Asked to stop; the state is saved and the run can be resumed.
+    Preempted,
+}

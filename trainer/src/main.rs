@@ -1,1 +1,67 @@
-fn main() {}
+//! The `scpeft-train` program: parse, join the world, do, exit with the documented code.
+
+use clap::Parser;
+use scpeft_protocol::exit;
+use scpeft_trainer::args::{Cli, Command};
+use scpeft_trainer::{Failure, Outcome, predict, run};
+
+fn main() {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("SCPEFT_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .init();
+    if let Some(Command::Keys) = &cli.command {
+        print!("{}", scpeft_config::manual());
+        return;
+    }
+    std::process::exit(supervise(&cli));
+}
+
+/// Runs the command in the world that this process belongs to; returns the exit code.
+fn supervise(cli: &Cli) -> i32 {
+    let world = match scpeft_collective::discover() {
+        Ok(world) => world,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return exit::HANG;
+        }
+    };
+    // A panic on one rank would leave the others waiting in a collective: end the job instead.
+    let rank = world.topology().rank;
+    let is_alone = world.topology().world_size == 1;
+    let default_hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default_hook(info);
+        eprintln!("error: rank {rank} panicked; this is a defect of scpeft, please report it");
+        if !is_alone {
+            // Without running destructors: MPI's would wait for the other ranks.
+            // SAFETY: _exit is async-signal-safe and takes no pointers.
+            unsafe { libc::_exit(exit::PANIC) };
+        }
+    }));
+    let result = match &cli.command {
+        None => run::run(world.as_ref(), &cli.run),
+        Some(Command::Run(args)) => run::run(world.as_ref(), args),
+        Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
+        Some(Command::Keys) => Ok(Outcome::Done),
+    };
+    match result {
+        Ok(Outcome::Done) => exit::OK,
+        Ok(Outcome::Preempted) => exit::PREEMPTED,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> i32 {
+    // Ranks that only share another rank's failure have nothing to say.
+    if !failure.message.is_empty() {
+        eprintln!("error: {}", failure.message);
+    }
+    failure.code
+}

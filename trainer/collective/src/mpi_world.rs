@@ -1,0 +1,140 @@
+use mpi::Threading;
+use mpi::collective::SystemOperation;
+use mpi::datatype::PartitionMut;
+use mpi::environment::Universe;
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
+
+use crate::{Collective, Error, Result, Topology};
+
+/// Largest element count of one MPI call: counts are C ints.
+const COUNT_MAX: usize = i32::MAX as usize;
+
+/// The ranks of an MPI job.
+pub struct MpiWorld {
+    topology: Topology,
+    world: SimpleCommunicator,
+    // Dropped last: dropping it finalises MPI.
+    _universe: Universe,
+}
+
+impl std::fmt::Debug for MpiWorld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MpiWorld")
+            .field("topology", &self.topology)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MpiWorld {
+    /// Initialises MPI. Only the calling thread issues collectives afterwards.
+    ///
+    /// # Errors
+    /// When MPI is initialised already or grants no threads.
+    pub fn init() -> Result<Self> {
+        let (universe, threading) =
+            mpi::initialize_with_threading(Threading::Multiple).ok_or(Error::MpiInit)?;
+        if threading < Threading::Funneled {
+            return Err(Error::MpiThreads {
+                found: format!("{threading:?}"),
+            });
+        }
+        let world = universe.world();
+        let node = world.split_shared(world.rank());
+        let topology = Topology {
+            rank: world.rank() as usize,
+            world_size: world.size() as usize,
+            local_rank: node.rank() as usize,
+            local_size: node.size() as usize,
+        };
+        Ok(Self {
+            topology,
+            world,
+            _universe: universe,
+        })
+    }
+
+    fn sum<T: Equivalence + Clone>(&self, buffer: &mut [T]) {
+        for chunk in buffer.chunks_mut(COUNT_MAX) {
+            let send = chunk.to_vec();
+            self.world
+                .all_reduce_into(&send[..], chunk, SystemOperation::sum());
+        }
+    }
+}
+
+impl Collective for MpiWorld {
+    fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    fn all_reduce_sum(&self, buffer: &mut [f32]) -> Result<()> {
+        self.sum(buffer);
+        Ok(())
+    }
+
+    fn all_reduce_sum_f64(&self, buffer: &mut [f64]) -> Result<()> {
+        self.sum(buffer);
+        Ok(())
+    }
+
+    fn broadcast(&self, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let root = self.world.process_at_rank(0);
+        let mut len = bytes.len() as u64;
+        root.broadcast_into(&mut len);
+        bytes.resize(len as usize, 0);
+        for chunk in bytes.chunks_mut(COUNT_MAX) {
+            root.broadcast_into(chunk);
+        }
+        Ok(bytes)
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+        let root = self.world.process_at_rank(0);
+        let mut lengths = vec![0u64; self.topology.world_size];
+        self.world
+            .all_gather_into(&(bytes.len() as u64), &mut lengths[..]);
+        let total: u64 = lengths.iter().sum();
+        if total as usize > COUNT_MAX {
+            return Err(Error::MessageTooLarge {
+                bytes: total as usize,
+                limit: COUNT_MAX,
+            });
+        }
+        if !self.topology.is_root() {
+            root.gather_varcount_into(bytes);
+            return Ok(None);
+        }
+        let counts: Vec<i32> = lengths.iter().map(|&n| n as i32).collect();
+        let displacements: Vec<i32> = counts
+            .iter()
+            .scan(0, |at, &n| {
+                let start = *at;
+                *at += n;
+                Some(start)
+            })
+            .collect();
+        let mut all = vec![0u8; total as usize];
+        let mut partition = PartitionMut::new(&mut all[..], &counts[..], &displacements[..]);
+        root.gather_varcount_into_root(bytes, &mut partition);
+        let mut rest = &all[..];
+        let parts = lengths
+            .iter()
+            .map(|&n| {
+                let (part, tail) = rest.split_at(n as usize);
+                rest = tail;
+                part.to_vec()
+            })
+            .collect();
+        Ok(Some(parts))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.world.barrier();
+        Ok(())
+    }
+
+    fn abort(&self, code: i32) -> ! {
+        self.world.abort(code)
+    }
+}

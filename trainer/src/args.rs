@@ -1,0 +1,81 @@
+//! The command line of `scpeft-train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::report::ProgressMode;
+
+/// Fine-tunes single-cell foundation models with adapters, on one process or under mpirun.
+#[derive(Debug, Parser)]
+#[command(name = "scpeft-train", version, after_help = scpeft_protocol::exit::HELP, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; training when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Arguments of training.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The commands besides training.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train (the default command).
+    Run(RunArgs),
+    /// Predict the type of every cell with a trained run: writes predictions.parquet, and with
+    /// labels metrics.json and confusion_matrix.svg.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Predict(PredictArgs),
+    /// Print every configuration key with its default and meaning.
+    Keys,
+}
+
+/// Arguments of training.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a key of the configuration, for example `--set train.lr=3e-4`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Continue from the newest good checkpoint of the run directory; start anew if it has none.
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Delete what the run directory holds of an earlier run.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// How progress is shown.
+    #[arg(long, value_enum, default_value_t, env = "SCPEFT_PROGRESS")]
+    pub progress: ProgressMode,
+}
+
+/// Arguments of prediction.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// Directory of a finished or interrupted run.
+    #[arg(long, value_name = "DIR")]
+    pub run: PathBuf,
+    /// Which checkpoint: `best`, `latest`, or a step number.
+    #[arg(long, default_value = "best", value_name = "WHICH")]
+    pub checkpoint: String,
+    /// Corpus to predict; that of the run when absent.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: Option<PathBuf>,
+    /// Cells to predict: a value of the split column, or `all`; the run's test split when absent.
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// Leave the labels of the corpus alone: predict only.
+    #[arg(long)]
+    pub no_labels: bool,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}

@@ -1,0 +1,392 @@
+//! Putting corpus, backbone, adapters and task together.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use scpeft_checkpoint::{LoadReport, ScgptDirectory};
+use scpeft_collective::Topology;
+use scpeft_config::{AdapterKind, Config, LayerRule, Layers, Target, Trainable};
+use scpeft_data::{Corpus, Loader, Selection};
+use scpeft_model::adapter::{
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
+};
+use scpeft_model::backbone::scgpt::{Blueprint, Scgpt};
+use scpeft_model::device::{self, DeviceChoice};
+use scpeft_model::{Params, Role, TensorSpec};
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::backbone::{Backbone, to_tensor};
+use crate::failure::Result;
+use crate::feed::{Feed, Share};
+use crate::step::tail_len;
+use crate::task::{self, Identification, IdentificationOptions, Task};
+
+/// A model bound to its tensors, with what feeds it.
+pub struct Assembly {
+    /// Where the tensors live.
+    pub device: Device,
+    /// Threads that libtorch uses in this process.
+    pub threads: usize,
+    /// Corpus and tokeniser.
+    pub feed: Feed,
+    /// What the model is trained for.
+    pub task: Box<dyn Task>,
+    /// All tensors.
+    pub params: Params,
+    /// The bound model.
+    pub model: Scgpt,
+    /// The backbone it was built on.
+    pub backbone: Backbone,
+    /// How the backbone's weights were loaded; `None` for random weights.
+    pub report: Option<LoadReport>,
+    splits: Option<Splits>,
+}
+
+struct Splits {
+    train: Selection,
+    valid: Selection,
+    unlabelled: u64,
+}
+
+/// The loaders of a training run.
+pub struct SplitLoaders {
+    /// Shuffled training cells.
+    pub train: Loader,
+    /// Validation cells.
+    pub valid: Loader,
+}
+
+impl Assembly {
+    /// Everything that training needs, except loaders and optimizer. Issues no collective.
+    ///
+    /// # Errors
+    /// Whatever is wrong with corpus, labels, weights or device.
+    pub fn for_training(config: &Config, topology: &Topology) -> Result<Self> {
+        let (device, threads) = start_libtorch(config, topology)?;
+        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
+        let backbone = Backbone::for_training(config, &corpus)?;
+        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
+        let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
+        let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
+        let labels = feed.label_info(&train, &valid)?;
+        let task = task::build(
+            config,
+            &labels,
+            backbone.classifier_layers,
+            backbone.conventions().mask_value,
+        )?;
+        let splits = Splits {
+            train,
+            valid,
+            unlabelled: left_out + also_left_out,
+        };
+        let tail = tail_len(task.as_ref());
+        let (params, model, report) = build_model(config, &backbone, task.as_ref(), device, tail)?;
+        Ok(Self {
+            device,
+            threads,
+            feed,
+            task,
+            params,
+            model,
+            backbone,
+            report,
+            splits: Some(splits),
+        })
+    }
+
+    /// A classifier of the trained classes, on the backbone that the run recorded. The trained
+    /// tensors are still to be restored. Issues no collective.
+    ///
+    /// # Errors
+    /// Whatever is wrong with corpus, weights or device.
+    pub fn for_prediction(
+        config: &Config,
+        topology: &Topology,
+        run_dir: &Path,
+        classes: Vec<String>,
+    ) -> Result<(Self, Identification)> {
+        let (device, threads) = start_libtorch(config, topology)?;
+        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
+        let backbone = Backbone::of_run(config, run_dir)?;
+        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
+        let categories = match &config.data.label {
+            Some(label) => feed.corpus.categories(label)?.to_vec(),
+            None => Vec::new(),
+        };
+        let options = IdentificationOptions {
+            label: config.data.label.clone().unwrap_or_default(),
+            class_weights: config.task.class_weights,
+            classifier_layers: backbone.classifier_layers,
+            select: config.train.select,
+        };
+        let task = Identification::for_prediction(options, classes, &categories);
+        let (params, model, report) = build_model(config, &backbone, &task, device, 0)?;
+        let boxed = Box::new(task.clone());
+        Ok((
+            Self {
+                device,
+                threads,
+                feed,
+                task: boxed,
+                params,
+                model,
+                backbone,
+                report,
+                splits: None,
+            },
+            task,
+        ))
+    }
+
+    /// Loaders over the training and validation cells.
+    ///
+    /// # Errors
+    /// Batch sizes that the ranks do not divide.
+    pub fn loaders(&mut self, config: &Config, topology: &Topology) -> Result<SplitLoaders> {
+        let share = Share {
+            rank: topology.rank,
+            world_size: topology.world_size,
+        };
+        let splits = self
+            .splits
+            .as_ref()
+            .expect("for_training selects the splits");
+        Ok(SplitLoaders {
+            train: self
+                .feed
+                .train_loader(config, splits.train.clone(), share)?,
+            valid: self
+                .feed
+                .evaluation_loader(config, splits.valid.clone(), share)?,
+        })
+    }
+
+    /// Backbone, adapter and task, for the run's record.
+    pub fn describe(&self, config: &Config) -> Value {
+        json!({
+            "architecture": config.backbone.architecture,
+            "backbone": self.backbone.origin,
+            "backbone_fingerprint": self.backbone.fingerprint,
+            "adapter": config.adapter.kind,
+            "task": config.task.kind,
+            "trainable": config.task.trainable,
+            "classes": self.task.classes(),
+        })
+    }
+
+    /// What a user should see before the first step.
+    pub fn summary(&self, config: &Config, topology: &Topology, loaders: &SplitLoaders) -> String {
+        let (trainable, total) = (self.params.trainable_count(), self.params.total_count());
+        let mut lines = vec![format!(
+            "{} on {} x {} thread(s) x {} rank(s); {} trainable of {} parameters ({:.2} %)",
+            config.backbone.architecture,
+            format!("{:?}", self.device).to_lowercase(),
+            self.threads,
+            topology.world_size,
+            grouped(trainable as u64),
+            grouped(total as u64),
+            100.0 * trainable as f64 / total as f64,
+        )];
+        let overlap = &self.feed.overlap;
+        lines.push(format!(
+            "corpus: {} training and {} validation cells, {} of {} genes have a token (by {})",
+            grouped(loaders.train.cells()),
+            grouped(loaders.valid.cells()),
+            grouped(overlap.matched as u64),
+            grouped(overlap.corpus_genes as u64),
+            overlap.key.name(),
+        ));
+        let unlabelled = self.splits.as_ref().map_or(0, |s| s.unlabelled);
+        if unlabelled > 0 {
+            lines.push(format!(
+                "{} cells without a label are left out",
+                grouped(unlabelled)
+            ));
+        }
+        lines.push(match &self.report {
+            Some(report) => report.to_string(),
+            None => "backbone starts from random weights".to_owned(),
+        });
+        lines.push(self.trainable_table());
+        lines.join("\n")
+    }
+
+    /// The tensors that train, with shapes.
+    fn trainable_table(&self) -> String {
+        const SHOWN: usize = 40;
+        let slots = self.params.slots();
+        let width = slots
+            .iter()
+            .take(SHOWN)
+            .map(|s| s.name.len())
+            .max()
+            .unwrap_or(0);
+        let mut table = String::from("trainable tensors:");
+        for slot in slots.iter().take(SHOWN) {
+            table.push_str(&format!("\n  {:width$}  {:?}", slot.name, slot.shape));
+        }
+        if slots.len() > SHOWN {
+            table.push_str(&format!("\n  and {} more", slots.len() - SHOWN));
+        }
+        table
+    }
+}
+
+/// Device and threads of this process; before the first tensor.
+fn start_libtorch(config: &Config, topology: &Topology) -> Result<(Device, usize)> {
+    let choice = match config.run.device {
+        scpeft_config::DeviceChoice::Auto => DeviceChoice::Auto,
+        scpeft_config::DeviceChoice::Cpu => DeviceChoice::Cpu,
+        scpeft_config::DeviceChoice::Cuda => DeviceChoice::Cuda,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let threads = match config.run.threads {
+        0 => (cores / topology.local_size).max(1),
+        n => n,
+    };
+    device::set_threads(threads);
+    Ok((device::select(choice, topology.local_rank)?, threads))
+}
+
+fn build_model(
+    config: &Config,
+    backbone: &Backbone,
+    task: &dyn Task,
+    device: Device,
+    tail: usize,
+) -> Result<(Params, Scgpt, Option<LoadReport>)> {
+    let blueprint = Blueprint {
+        shape: backbone.shape,
+        heads: task.heads(),
+        adapters: adapters(config),
+    };
+    let specs = blueprint.specs()?;
+    let unfrozen = blueprint.unfreezes()?;
+    let report = match &backbone.directory {
+        Some(directory) => Some(compare(directory, &specs)?),
+        None => None,
+    };
+    let loads = |name: &str| {
+        report
+            .as_ref()
+            .is_some_and(|r| r.loaded.iter().any(|n| n == name))
+    };
+    let mut failed = None;
+    let params = Params::build(
+        &specs,
+        |spec| {
+            let host = backbone
+                .directory
+                .as_ref()
+                .filter(|_| loads(&spec.name))
+                .and_then(|d| d.get(&spec.name));
+            let tensor = host.map(|host| to_tensor(&host)).transpose();
+            // The model crate knows nothing of files: their errors pass around it.
+            Ok(tensor.unwrap_or_else(|failure| {
+                failed.get_or_insert(failure);
+                None
+            }))
+        },
+        |spec| trains(config.task.trainable, spec, task, &unfrozen),
+        config.run.seed,
+        device,
+        tail,
+    )?;
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    let model = Scgpt::bind(&blueprint, &params)?;
+    Ok((params, model, report))
+}
+
+/// Which tensors of the model the weights hold. A head may be missing or of another shape (it then
+/// starts fresh), the encoder may not.
+fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadReport> {
+    let shapes: Vec<(&TensorSpec, Vec<usize>)> = specs
+        .iter()
+        .filter(|s| s.role != Role::Adapter)
+        .map(|s| (s, s.shape.iter().map(|&n| n as usize).collect()))
+        .collect();
+    let model = shapes
+        .iter()
+        .map(|(s, shape)| (s.name.as_str(), shape.as_slice()));
+    let report = LoadReport::compare(model, directory.shapes());
+    let what = format!("backbone `{}`", directory.dir().display());
+    report.require_complete(&what, |name| {
+        shapes
+            .iter()
+            .any(|(s, _)| s.name == name && s.role == Role::Backbone)
+    })?;
+    Ok(report)
+}
+
+/// The freeze rule.
+fn trains(rule: Trainable, spec: &TensorSpec, task: &dyn Task, unfrozen: &[String]) -> bool {
+    let head = spec.role == Role::Head && task.trains_head(&spec.name);
+    match rule {
+        Trainable::All => true,
+        Trainable::Head => head,
+        Trainable::Adapter => head || spec.role == Role::Adapter || unfrozen.contains(&spec.name),
+    }
+}
+
+fn adapters(config: &Config) -> Vec<AdapterOptions> {
+    let a = &config.adapter;
+    let layers = match &a.layers {
+        Layers::Rule(LayerRule::FirstHalf) => LayerSelection::FirstHalf,
+        Layers::Rule(LayerRule::All) => LayerSelection::All,
+        Layers::List(list) => LayerSelection::Listed(list.clone()),
+    };
+    match a.kind {
+        AdapterKind::None => Vec::new(),
+        AdapterKind::Encoder => vec![AdapterOptions::Encoder(EncoderOptions {
+            layers,
+            mlp_ratio: a.mlp_ratio,
+            skip_connect: a.skip_connect,
+            zero_init: a.zero_init,
+        })],
+        AdapterKind::Lora => vec![AdapterOptions::Lora(LoraOptions {
+            layers,
+            r: a.r as i64,
+            lora_alpha: a.lora_alpha,
+            targets: a
+                .targets
+                .iter()
+                .map(|t| match t {
+                    Target::Q => Projection::Query,
+                    Target::K => Projection::Key,
+                    Target::V => Projection::Value,
+                })
+                .collect(),
+            train_qkv_bias: a.train_qkv_bias,
+        })],
+    }
+}
+
+/// A digit group every three digits.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        assert_eq!(
+            [0, 999, 1000, 51_340_819].map(grouped),
+            ["0", "999", "1,000", "51,340,819"]
+        );
+    }
+}

@@ -1,0 +1,538 @@
+//! The run directory: what is written into it, and how a run continues from it.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use scpeft_checkpoint::lora::{MODULE, PackedLayout};
+use scpeft_checkpoint::peft::{FORMAT_VERSION, ScpeftRecord};
+use scpeft_checkpoint::{
+    AdapterConfig, CheckpointStore, HostTensor, TensorFile, fsx, read_adapter, write_adapter,
+    write_safetensors,
+};
+use scpeft_collective::Collective;
+use scpeft_config::{AdapterKind, Config, Resolved, Target, Trainable};
+use scpeft_model::Params;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::args::RunArgs;
+use crate::assembly::Assembly;
+use crate::backbone::{to_host, to_tensor};
+use crate::failure::{Failure, Result};
+use crate::optim::Adam;
+use crate::selection::ModelSelection;
+
+const STATE_VERSION: u32 = 1;
+const ADAPTER: &str = "adapter";
+const TRAINER: &str = "trainer.safetensors";
+const STATE: &str = "state.json";
+const FIRST_MOMENT: &str = "adam.first_moment";
+const SECOND_MOMENT: &str = "adam.second_moment";
+
+/// Where the run stands: what is next, not what was last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Cursor {
+    /// Steps done.
+    pub(crate) step: u64,
+    /// The epoch of the next batch.
+    pub(crate) epoch: u64,
+    /// The next batch in the epoch.
+    pub(crate) batch: u64,
+}
+
+/// What a checkpoint says of the run, besides tensors.
+#[derive(Debug)]
+pub(crate) struct Progress<'a> {
+    pub(crate) cursor: &'a Cursor,
+    pub(crate) selection: &'a ModelSelection,
+    pub(crate) world_size: usize,
+}
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    format_version: u32,
+    cursor: Cursor,
+    updates: u64,
+    selection: ModelSelection,
+    world_size: usize,
+    identity: Identity,
+}
+
+/// What must not change when a run is resumed: the stream of cells and the meaning of the
+/// parameters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Identity {
+    corpus: String,
+    backbone: String,
+    seed: u64,
+    batch_cells: usize,
+    drop_last: bool,
+    shuffle_window: usize,
+    train_split: String,
+    max_len: usize,
+    mask_ratio: f64,
+    optimizer: String,
+    schedule: String,
+    classes: Vec<String>,
+    layout: Vec<(String, Vec<i64>)>,
+}
+
+impl Identity {
+    fn of(config: &Config, assembly: &Assembly) -> Self {
+        let t = &config.train;
+        Self {
+            corpus: assembly.feed.corpus.fingerprint().to_owned(),
+            backbone: assembly.backbone.fingerprint.clone(),
+            seed: config.run.seed,
+            batch_cells: t.batch_cells,
+            drop_last: t.drop_last,
+            shuffle_window: config.data.shuffle_window,
+            train_split: config.data.train.clone(),
+            max_len: config.data.max_len,
+            mask_ratio: config.data.mask_ratio,
+            optimizer: format!(
+                "{} lr {} betas {} {} eps {} decay {} clip {}",
+                t.optimizer, t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.clip_norm
+            ),
+            schedule: format!(
+                "{} warmup {} gamma {} floor {} epochs {} max_steps {:?}",
+                t.schedule, t.warmup_steps, t.step_gamma, t.min_lr_ratio, t.epochs, t.max_steps
+            ),
+            classes: assembly.task.classes().to_vec(),
+            layout: assembly
+                .params
+                .slots()
+                .iter()
+                .map(|s| (s.name.clone(), s.shape.clone()))
+                .collect(),
+        }
+    }
+
+    /// Refuses to go on under another identity, naming what differs.
+    fn require_same(&self, now: &Self, path: &Path) -> Result<()> {
+        let as_map = |i: &Self| serde_json::to_value(i).unwrap_or_default();
+        let (then, now) = (as_map(self), as_map(now));
+        let differences: Vec<String> = then
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| now[key.as_str()] != **value)
+            .map(|(key, value)| {
+                format!(
+                    "  {key}: {} in the checkpoint, {} now",
+                    short(value),
+                    short(&now[key.as_str()])
+                )
+            })
+            .collect();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::config(format!(
+            "the run cannot continue from `{}`, because it would become another run:\n{}\n\
+             help: undo these changes, or start anew in another `run.dir`",
+            path.display(),
+            differences.join("\n")
+        )))
+    }
+}
+
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 {
+        text
+    } else {
+        text.chars().take(57).chain("...".chars()).collect()
+    }
+}
+
+/// A run directory.
+#[derive(Debug, Clone)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    store: CheckpointStore,
+}
+
+impl RunDir {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            store: CheckpointStore::new(path),
+        }
+    }
+
+    /// Makes the directory ready to train in, and returns the checkpoint to continue from.
+    /// Only rank 0 calls this.
+    ///
+    /// # Errors
+    /// When it holds an earlier run and the user said neither to resume nor to overwrite.
+    pub(crate) fn prepare(&self, args: &RunArgs) -> Result<Option<PathBuf>> {
+        let found = !self.store.list()?.is_empty();
+        if args.overwrite {
+            for name in ["checkpoints", "LATEST", "BEST", "metrics.jsonl", "run.json"] {
+                fsx::remove(&self.path.join(name))?;
+            }
+        } else if found && !args.resume {
+            return Err(Failure::config(format!(
+                "`{}` holds checkpoints of an earlier run\n\
+                 help: `--resume` continues it, `--overwrite` deletes them, `--set run.dir=DIR` goes elsewhere",
+                self.path.display()
+            )));
+        }
+        fsx::create_dir_all(&self.path)?;
+        if !args.resume {
+            return Ok(None);
+        }
+        let latest = self.store.latest_verified()?;
+        if latest.is_none() {
+            if found {
+                return Err(Failure::weights(format!(
+                    "`{}`: no checkpoint verifies\nhelp: `scpeft-checkpoint verify` says what is damaged; `--overwrite` starts anew",
+                    self.path.display()
+                )));
+            }
+            tracing::info!(
+                "`{}` has no checkpoint yet: starting anew",
+                self.path.display()
+            );
+        }
+        Ok(latest)
+    }
+
+    /// Writes what describes the run: the resolved configuration, architecture and vocabulary.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(crate) fn describe(&self, resolved: &Resolved, assembly: &Assembly) -> Result<()> {
+        fsx::write_atomic(
+            &self.path.join("config.toml"),
+            resolved.to_toml().as_bytes(),
+        )?;
+        assembly.backbone.record(&self.path)
+    }
+
+    /// The checkpoint that a user names: `best`, `latest` or a step.
+    ///
+    /// # Errors
+    /// When there is no such checkpoint or it does not verify.
+    pub(crate) fn checkpoint(&self, which: &str) -> Result<PathBuf> {
+        let none = || {
+            Failure::weights(format!(
+                "`{}` has no checkpoint\nhelp: train first",
+                self.path.display()
+            ))
+        };
+        let path = match which {
+            "best" => match self.store.best()? {
+                Some(path) => path,
+                None => self.store.latest_verified()?.ok_or_else(none)?,
+            },
+            "latest" => self.store.latest_verified()?.ok_or_else(none)?,
+            step => {
+                let step: u64 = step.parse().map_err(|_| {
+                    Failure::config(format!(
+                        "`--checkpoint` must be `best`, `latest` or a step number, got `{step}`"
+                    ))
+                })?;
+                let listed = self.store.list()?;
+                match listed.iter().find(|c| c.step == step) {
+                    Some(found) => found.path.clone(),
+                    None => {
+                        let steps: Vec<String> =
+                            listed.iter().map(|c| c.step.to_string()).collect();
+                        return Err(Failure::config(format!(
+                            "`{}` has no checkpoint of step {step}; it has {}",
+                            self.path.display(),
+                            steps.join(", ")
+                        )));
+                    }
+                }
+            }
+        };
+        self.store.verify(&path)?;
+        Ok(path)
+    }
+}
+
+/// Gives every rank the path that rank 0 chose.
+///
+/// # Collective
+/// Must be called by all ranks.
+pub(crate) fn broadcast_path(
+    world: &dyn Collective,
+    path: Option<PathBuf>,
+) -> Result<Option<PathBuf>> {
+    let text = path.map_or(String::new(), |p| p.to_string_lossy().into_owned());
+    let bytes = world.broadcast(text.into_bytes())?;
+    Ok((!bytes.is_empty()).then(|| PathBuf::from(String::from_utf8_lossy(&bytes).into_owned())))
+}
+
+/// Writes checkpoints; rank 0 only.
+#[derive(Debug)]
+pub(crate) struct Saver {
+    store: CheckpointStore,
+    last: Option<PathBuf>,
+}
+
+impl Saver {
+    pub(crate) fn new(run_dir: &RunDir) -> Self {
+        Self {
+            store: run_dir.store.clone(),
+            last: None,
+        }
+    }
+
+    /// Writes a checkpoint, marks it best if it is, deletes what the retention rule allows, and
+    /// returns the bytes written.
+    ///
+    /// # Errors
+    /// When a file cannot be written; earlier checkpoints are untouched.
+    pub(crate) fn save(
+        &mut self,
+        config: &Config,
+        assembly: &Assembly,
+        adam: &Adam,
+        progress: &Progress<'_>,
+        is_best: bool,
+    ) -> Result<u64> {
+        let step = progress.cursor.step;
+        let (first, second, updates) = adam.state();
+        let state = State {
+            format_version: STATE_VERSION,
+            cursor: *progress.cursor,
+            updates,
+            selection: progress.selection.clone(),
+            world_size: progress.world_size,
+            identity: Identity::of(config, assembly),
+        };
+        let saved = self.store.save(step, |dir| -> Result<()> {
+            write_adapter(
+                &dir.join(ADAPTER),
+                &adapter_config(config, assembly),
+                &adapter_tensors(config, assembly)?,
+            )?;
+            let moments = [
+                (FIRST_MOMENT.to_owned(), to_host(first)?),
+                (SECOND_MOMENT.to_owned(), to_host(second)?),
+            ];
+            write_safetensors(&dir.join(TRAINER), &moments)?;
+            let text = serde_json::to_string_pretty(&state).unwrap_or_default();
+            Ok(fsx::write_atomic(&dir.join(STATE), text.as_bytes())?)
+        })?;
+        if is_best {
+            self.store.mark_best(step)?;
+        }
+        self.store.prune(config.checkpoint.keep_last)?;
+        self.last = Some(saved.path);
+        Ok(saved.bytes)
+    }
+
+    /// Bytes of the adapter directory last written.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn adapter_bytes(&self) -> Result<u64> {
+        let Some(path) = &self.last else { return Ok(0) };
+        Ok(fsx::files_below(&path.join(ADAPTER))?
+            .iter()
+            .map(|(_, bytes)| bytes)
+            .sum())
+    }
+}
+
+/// Puts a run back to where a checkpoint was written.
+///
+/// # Errors
+/// When a file is malformed, or the run would become another one.
+pub(crate) fn restore(
+    path: &Path,
+    config: &Config,
+    assembly: &mut Assembly,
+    adam: &mut Adam,
+    selection: &ModelSelection,
+) -> Result<(Cursor, ModelSelection)> {
+    let file = path.join(STATE);
+    let malformed = |e: serde_json::Error| {
+        Failure::weights(format!("`{}`, line {}: {e}", file.display(), e.line()))
+    };
+    let raw: Value = serde_json::from_slice(&fsx::read(&file)?).map_err(malformed)?;
+    if raw["format_version"] != STATE_VERSION {
+        return Err(Failure::weights(format!(
+            "`{}`: format version {}, this program reads {STATE_VERSION}",
+            file.display(),
+            raw["format_version"]
+        )));
+    }
+    let state: State = serde_json::from_value(raw).map_err(malformed)?;
+    state
+        .identity
+        .require_same(&Identity::of(config, assembly), path)?;
+    restore_adapter(&path.join(ADAPTER), config, &assembly.params)?;
+    let moments = TensorFile::open(&path.join(TRAINER))?;
+    let moment = |name: &str| -> Result<tch::Tensor> {
+        Ok(to_tensor(&moments.get(name)?)?.f_to_device(assembly.params.device())?)
+    };
+    adam.restore(
+        &moment(FIRST_MOMENT)?,
+        &moment(SECOND_MOMENT)?,
+        state.updates,
+    )?;
+    Ok((state.cursor, selection.resumed(state.selection)))
+}
+
+/// Overwrites the trainable tensors by those of an adapter directory; both must name the same.
+///
+/// # Errors
+/// When a tensor is missing, has another shape, or is not one of the model's.
+pub(crate) fn restore_adapter(dir: &Path, config: &Config, params: &Params) -> Result<()> {
+    let (_, tensors) = read_adapter(dir)?;
+    let tensors = match packed_layout(config) {
+        Some(layout) => layout.from_peft(tensors)?,
+        None => tensors,
+    };
+    require_same_names(dir, &tensors, params)?;
+    for (name, host) in &tensors {
+        params.set_trainable(name, &to_tensor(host)?)?;
+    }
+    Ok(())
+}
+
+fn require_same_names(
+    dir: &Path,
+    tensors: &IndexMap<String, HostTensor<'_>>,
+    params: &Params,
+) -> Result<()> {
+    let missing: Vec<&str> = params
+        .slots()
+        .iter()
+        .map(|s| s.name.as_str())
+        .filter(|n| !tensors.contains_key(*n))
+        .collect();
+    let extra: Vec<&str> = tensors
+        .keys()
+        .map(String::as_str)
+        .filter(|n| !params.slots().iter().any(|s| s.name == *n))
+        .collect();
+    if missing.is_empty() && extra.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::weights(format!(
+        "`{}` does not fit the model: {} trainable tensor(s) missing [{}], {} unknown [{}]\n\
+         help: use the configuration that the adapter was trained with",
+        dir.display(),
+        missing.len(),
+        missing.join(", "),
+        extra.len(),
+        extra.join(", ")
+    )))
+}
+
+/// How the run's LoRA factors are packed; `None` for other adapters.
+fn packed_layout(config: &Config) -> Option<PackedLayout> {
+    let a = &config.adapter;
+    (a.kind == AdapterKind::Lora).then(|| PackedLayout {
+        enabled: [Target::Q, Target::K, Target::V].map(|t| a.targets.contains(&t)),
+        r: a.r,
+    })
+}
+
+fn adapter_tensors(
+    config: &Config,
+    assembly: &Assembly,
+) -> Result<Vec<(String, HostTensor<'static>)>> {
+    let params = &assembly.params;
+    let tensors: Vec<(String, HostTensor<'static>)> = params
+        .slots()
+        .iter()
+        .map(|slot| Ok((slot.name.clone(), to_host(&params.get(&slot.name)?)?)))
+        .collect::<Result<_>>()?;
+    Ok(match packed_layout(config) {
+        Some(layout) => layout.to_peft(tensors)?,
+        None => tensors,
+    })
+}
+
+/// `adapter_config.json`.
+fn adapter_config(config: &Config, assembly: &Assembly) -> AdapterConfig {
+    let a = &config.adapter;
+    let layers = a.layers.indices(assembly.backbone.shape.n_layers).ok();
+    let heads: Vec<String> = {
+        let mut modules: Vec<String> = assembly
+            .params
+            .iter()
+            .filter(|(_, _, role, trainable)| *trainable && *role == scpeft_model::Role::Head)
+            .filter_map(|(name, ..)| name.split('.').next().map(str::to_owned))
+            .collect();
+        modules.dedup();
+        modules
+    };
+    let record = ScpeftRecord {
+        format_version: FORMAT_VERSION,
+        adapter: json!(a),
+        backbone_fingerprint: assembly.backbone.fingerprint.clone(),
+        task: config.task.kind.as_str().to_owned(),
+        label: config.data.label.clone(),
+        categories: assembly.task.classes().to_vec(),
+        ..ScpeftRecord::default()
+    };
+    let base = AdapterConfig {
+        base_model_name_or_path: Some(assembly.backbone.origin.clone()),
+        inference_mode: true,
+        modules_to_save: Some(heads),
+        scpeft: Some(record),
+        ..AdapterConfig::default()
+    };
+    let layout = packed_layout(config);
+    match (config.task.trainable, &layout) {
+        (Trainable::Adapter, Some(layout)) => AdapterConfig {
+            peft_type: "LORA".into(),
+            r: Some(layout.peft_r()),
+            lora_alpha: Some(layout.peft_alpha(a.lora_alpha)),
+            target_modules: Some(vec![MODULE.to_owned()]),
+            layers_to_transform: layers,
+            bias: Some(
+                if a.train_qkv_bias {
+                    "lora_only"
+                } else {
+                    "none"
+                }
+                .to_owned(),
+            ),
+            ..base
+        },
+        (Trainable::Adapter, None) if a.kind == AdapterKind::Encoder => AdapterConfig {
+            peft_type: "SCPEFT_ENCODER".into(),
+            layers_to_transform: layers,
+            ..base
+        },
+        (Trainable::All, _) => AdapterConfig {
+            peft_type: "SCPEFT_FULL".into(),
+            ..base
+        },
+        _ => AdapterConfig {
+            peft_type: "SCPEFT_HEAD".into(),
+            ..base
+        },
+    }
+}
+
+/// The record of the adapter in a checkpoint: classes and label column.
+///
+/// # Errors
+/// When the file is missing or was written by something else.
+pub(crate) fn read_record(checkpoint: &Path) -> Result<ScpeftRecord> {
+    let dir = checkpoint.join(ADAPTER);
+    let config = scpeft_checkpoint::peft::read_adapter_config(&dir)?;
+    config.scpeft.ok_or_else(|| {
+        Failure::weights(format!(
+            "`{}` was not written by scpeft: it does not say what was learned",
+            dir.display()
+        ))
+    })
+}
+
+/// The adapter directory of a checkpoint.
+pub(crate) fn adapter_dir(checkpoint: &Path) -> PathBuf {
+    checkpoint.join(ADAPTER)
+}

@@ -1,0 +1,35 @@
+//! Evaluation over a split, reduced over ranks.
+
+use scpeft_collective::Collective;
+use scpeft_data::Loader;
+use scpeft_model::backbone::scgpt::Scgpt;
+use tch::Device;
+
+use crate::failure::Result;
+use crate::task::{DeviceBatch, Evaluation, Task};
+
+/// Evaluates `model` on every cell of `loader`.
+///
+/// # Collective
+/// Must be called by all ranks.
+///
+/// # Errors
+/// When reading, tokenising or libtorch fails, or there was nothing to evaluate.
+pub fn evaluate(
+    world: &dyn Collective,
+    model: &Scgpt,
+    task: &dyn Task,
+    loader: &Loader,
+    pad_id: i32,
+    device: Device,
+) -> Result<Evaluation> {
+    let mut sums = vec![0.0; task.evaluation_len()];
+    for step in loader.epoch(0, 0) {
+        for micro in &step?.micro {
+            let batch = DeviceBatch::new(micro, pad_id, device)?;
+            tch::no_grad(|| task.evaluate(model, &batch, &mut sums))?;
+        }
+    }
+    world.all_reduce_sum_f64(&mut sums)?;
+    task.finish(&sums)
+}

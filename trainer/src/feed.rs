@@ -1,0 +1,266 @@
+//! From the configured corpus to the loaders of each split.
+
+use std::sync::Arc;
+
+use scpeft_config::{Config, GeneKey, TaskKind};
+use scpeft_data::{
+    Corpus, Loader, LoaderOptions, MaskDraw, Overlap, ScgptOptions, ScgptTokenizer, Selection,
+    Shuffle, Tokenizer, Vocab,
+};
+
+use crate::failure::{Failure, Result};
+use crate::task::LabelInfo;
+
+/// The split name that stands for every cell of the corpus.
+const EVERY_CELL: &str = "all";
+
+/// What the backbone fixes about its input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenConventions {
+    /// Number of expression bins.
+    pub n_bins: usize,
+    /// Value of padding.
+    pub pad_value: f32,
+    /// Value of masked positions.
+    pub mask_value: f32,
+}
+
+/// Corpus, tokeniser and the settings that loaders share.
+pub struct Feed {
+    /// The corpus.
+    pub corpus: Arc<Corpus>,
+    /// How its genes match the vocabulary.
+    pub overlap: Overlap,
+    tokenizer: Arc<ScgptTokenizer>,
+    label: Option<String>,
+}
+
+/// The ranks that share a loader's global batches.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// This rank.
+    pub rank: usize,
+    /// All ranks.
+    pub world_size: usize,
+}
+
+impl Feed {
+    /// Opens the corpus of `config` for a backbone with this vocabulary.
+    ///
+    /// # Errors
+    /// Corpus missing or malformed, no gene in the vocabulary, label column missing.
+    pub fn open(
+        config: &Config,
+        corpus: Arc<Corpus>,
+        vocab: &Vocab,
+        conventions: TokenConventions,
+    ) -> Result<Self> {
+        let genes = vocab.match_genes(corpus.genes(), gene_key(config.data.gene_key))?;
+        let overlap = genes.overlap().clone();
+        let defaults = ScgptOptions::for_values(corpus.value_kind());
+        let options = ScgptOptions {
+            n_bins: conventions.n_bins,
+            pad_value: conventions.pad_value,
+            mask_value: conventions.mask_value,
+            max_len: config.data.max_len,
+            include_zero_genes: config.data.include_zero_genes,
+            mask_ratio: config.data.mask_ratio,
+            normalize_total: config
+                .data
+                .normalize_total
+                .map(|x| x as f32)
+                .or(defaults.normalize_total),
+            log1p: config.data.log1p.unwrap_or(defaults.log1p),
+            seed: config.run.seed,
+            ..defaults
+        };
+        let tokenizer = ScgptTokenizer::new(vocab, genes, corpus.value_kind(), options)?;
+        Ok(Self {
+            corpus,
+            overlap,
+            tokenizer: Arc::new(tokenizer),
+            label: config.data.label.clone(),
+        })
+    }
+
+    /// Id of `<pad>`.
+    pub fn pad_id(&self) -> i32 {
+        self.tokenizer.pad_id()
+    }
+
+    /// The cells of a split; the name `all` means every cell.
+    ///
+    /// # Errors
+    /// No such column or value, or no cell in it.
+    pub fn split(&self, config: &Config, name: &str) -> Result<Selection> {
+        let selection = if name == EVERY_CELL {
+            Selection::all(&self.corpus)
+        } else {
+            Selection::where_equals(&self.corpus, &config.data.split_column, &[name]).map_err(|error| {
+                let failure = Failure::from(error);
+                Failure::new(
+                    failure.code,
+                    format!(
+                        "{}\nhelp: `scpeft-data import --split train=0.8,valid=0.1,test=0.1` writes a split column; \
+                         the split name `{EVERY_CELL}` means every cell",
+                        failure.message
+                    ),
+                )
+            })?
+        };
+        if selection.cells() == 0 {
+            return Err(Failure::data(format!(
+                "split `{name}`: the corpus has no such cells"
+            )));
+        }
+        Ok(selection)
+    }
+
+    /// The cells of a split that the task can train on or score: for identification those with a
+    /// label. Also returns how many were left out.
+    ///
+    /// # Errors
+    /// As [`Feed::split`], or the label column is missing, or no cell has a label.
+    pub fn labelled_split(&self, config: &Config, name: &str) -> Result<(Selection, u64)> {
+        let selection = self.split(config, name)?;
+        let Some(label) = self
+            .label
+            .as_ref()
+            .filter(|_| config.task.kind == TaskKind::Identification)
+        else {
+            return Ok((selection, 0));
+        };
+        let codes = self.corpus.obs_codes(label)?;
+        let labelled = selection.and(|cell| codes[cell as usize] >= 0);
+        let left_out = selection.cells() - labelled.cells();
+        if labelled.cells() == 0 {
+            return Err(Failure::data(format!(
+                "split `{name}`: no cell has a value of obs column `{label}`"
+            )));
+        }
+        Ok((labelled, left_out))
+    }
+
+    /// Categories of the label column and how often they occur in the training and validation
+    /// cells.
+    ///
+    /// # Errors
+    /// When the label column is missing or not categorical.
+    pub fn label_info(&self, train: &Selection, valid: &Selection) -> Result<LabelInfo> {
+        let Some(label) = &self.label else {
+            return Ok(LabelInfo::default());
+        };
+        let categories = self.corpus.categories(label)?.to_vec();
+        let codes = self.corpus.obs_codes(label)?;
+        let count = |selection: &Selection| {
+            let mut counts = vec![0; categories.len()];
+            for cell in selection.cell_indices() {
+                if let Ok(code) = usize::try_from(codes[cell as usize]) {
+                    counts[code] += 1;
+                }
+            }
+            counts
+        };
+        Ok(LabelInfo {
+            train_counts: count(train),
+            valid_counts: count(valid),
+            categories,
+        })
+    }
+
+    /// The shuffled loader of training.
+    ///
+    /// # Errors
+    /// Batch sizes that the ranks do not divide.
+    pub fn train_loader(
+        &self,
+        config: &Config,
+        selection: Selection,
+        share: Share,
+    ) -> Result<Loader> {
+        let shuffle = Shuffle::Windowed {
+            row_groups: config.data.shuffle_window,
+        };
+        let options = LoaderOptions {
+            batch_cells: config.train.batch_cells,
+            micro_batch_cells: micro_batch_cells(config, share)?,
+            shuffle,
+            drop_last: config.train.drop_last,
+            mask: MaskDraw::PerEpoch,
+            ..self.options(config, share)
+        };
+        Ok(Loader::new(
+            self.corpus.clone(),
+            selection,
+            self.tokenizer.clone(),
+            options,
+        )?)
+    }
+
+    /// The loader of evaluation and prediction: corpus order, every cell once, masks that never
+    /// change.
+    ///
+    /// # Errors
+    /// Batch sizes that the ranks do not divide.
+    pub fn evaluation_loader(
+        &self,
+        config: &Config,
+        selection: Selection,
+        share: Share,
+    ) -> Result<Loader> {
+        let micro = micro_batch_cells(config, share)?;
+        let options = LoaderOptions {
+            batch_cells: micro * share.world_size,
+            micro_batch_cells: micro,
+            ..self.options(config, share)
+        };
+        Ok(Loader::new(
+            self.corpus.clone(),
+            selection,
+            self.tokenizer.clone(),
+            options,
+        )?)
+    }
+
+    fn options(&self, config: &Config, share: Share) -> LoaderOptions {
+        LoaderOptions {
+            seed: config.run.seed,
+            batch_cells: 0,
+            micro_batch_cells: 0,
+            rank: share.rank,
+            world_size: share.world_size,
+            shuffle: Shuffle::Sequential,
+            drop_last: false,
+            threads: config.data.loader_threads,
+            prefetch_steps: config.data.prefetch_steps,
+            label_column: self.label.clone(),
+            mask: MaskDraw::Fixed,
+        }
+    }
+}
+
+/// Cells of a micro-batch: as configured, else an equal share of the global batch per rank.
+fn micro_batch_cells(config: &Config, share: Share) -> Result<usize> {
+    let batch = config.train.batch_cells;
+    match config.train.micro_batch_cells {
+        Some(micro) => Ok(micro),
+        None if batch.is_multiple_of(share.world_size) => Ok(batch / share.world_size),
+        None => Err(Failure::config(format!(
+            "`train.batch_cells` is {batch}, which {} ranks do not divide: {batch} / {} = {:.2}\n\
+             help: use a multiple of {}, or another number of ranks",
+            share.world_size,
+            share.world_size,
+            batch as f64 / share.world_size as f64,
+            share.world_size
+        ))),
+    }
+}
+
+/// The corpus crate's key for the configured one.
+pub(crate) fn gene_key(key: GeneKey) -> scpeft_data::GeneKey {
+    match key {
+        GeneKey::Auto => scpeft_data::GeneKey::Auto,
+        GeneKey::Symbol => scpeft_data::GeneKey::Symbol,
+        GeneKey::Ensembl => scpeft_data::GeneKey::Ensembl,
+    }
+}

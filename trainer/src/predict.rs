@@ -1,0 +1,439 @@
+//! Prediction: the type of every cell, with probabilities and the cell embedding.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, DictionaryArray, FixedSizeListArray, Float32Array, Int32Array, RecordBatch,
+    StringArray, UInt64Array,
+};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use scpeft_checkpoint::fsx::{self, Existing};
+use scpeft_collective::Collective;
+use scpeft_config::{Config, TaskKind};
+use scpeft_data::StepBatches;
+use scpeft_model::exec::Dropout;
+use scpeft_protocol::exit;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use crate::Outcome;
+use crate::args::PredictArgs;
+use crate::assembly::Assembly;
+use crate::checkpointing::{self, RunDir, broadcast_path};
+use crate::consensus::agree;
+use crate::failure::{Failure, Result};
+use crate::feed::Share;
+use crate::scores::Confusion;
+use crate::task::{DeviceBatch, Identification};
+
+/// Predicts as `args` say; the whole of `scpeft-train predict`.
+///
+/// # Collective
+/// Must be called by all ranks.
+///
+/// # Errors
+/// Whatever is wrong with run, corpus or output directory.
+pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
+    let root = world.topology().is_root();
+    let run_dir = RunDir::new(&args.run);
+    let checkpoint = agree(
+        world,
+        if root {
+            choose(&run_dir, args).map(Some)
+        } else {
+            Ok(None)
+        },
+    )?;
+    let checkpoint = broadcast_path(world, checkpoint)?.unwrap_or_default();
+    let mut predictor = agree(world, Predictor::load(world, args, &checkpoint))?;
+    match predictor.run(world, args) {
+        Err(failure) if world.topology().world_size > 1 => {
+            tracing::error!("rank {}: {failure}", world.topology().rank);
+            world.abort(failure.code)
+        }
+        result => result.map(|()| Outcome::Done),
+    }
+}
+
+fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
+    if !args.overwrite {
+        fsx::refuse_existing(&args.output).map_err(|e| {
+            Failure::config(format!(
+                "{}\nhelp: `--overwrite` replaces it",
+                Failure::from(e).message
+            ))
+        })?;
+    }
+    run_dir.checkpoint(&args.checkpoint)
+}
+
+/// A trained classifier with the cells to predict.
+struct Predictor {
+    config: Config,
+    assembly: Assembly,
+    task: Identification,
+    classes: Vec<String>,
+    loader: scpeft_data::Loader,
+}
+
+/// What a rank found for its cells, in the order of the corpus.
+#[derive(Debug, Default, PartialEq)]
+struct Found {
+    cells: Vec<u64>,
+    labels: Vec<i64>,
+    probabilities: Vec<f32>,
+    embeddings: Vec<f32>,
+}
+
+impl Predictor {
+    fn load(world: &dyn Collective, args: &PredictArgs, checkpoint: &Path) -> Result<Self> {
+        let mut config =
+            scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config;
+        if config.task.kind != TaskKind::Identification {
+            return Err(Failure::config(format!(
+                "`{}` was trained for `{}`, which predicts no cell types",
+                args.run.display(),
+                config.task.kind
+            )));
+        }
+        if let Some(corpus) = &args.corpus {
+            config.data.corpus.clone_from(corpus);
+        }
+        let record = checkpointing::read_record(checkpoint)?;
+        if args.no_labels {
+            config.data.label = None;
+        }
+        let classes = record.categories;
+        let (assembly, task) =
+            Assembly::for_prediction(&config, world.topology(), &args.run, classes.clone())?;
+        if !assembly.backbone.fingerprint.is_empty()
+            && assembly.backbone.fingerprint != record.backbone_fingerprint
+        {
+            return Err(Failure::weights(format!(
+                "backbone `{}` is not the one the adapter was trained on: fingerprint {} instead of {}\n\
+                 help: put back the backbone of the run, or name it with `--set backbone.path=DIR`",
+                assembly.backbone.origin,
+                assembly.backbone.fingerprint,
+                record.backbone_fingerprint
+            )));
+        }
+        checkpointing::restore_adapter(
+            &checkpointing::adapter_dir(checkpoint),
+            &config,
+            &assembly.params,
+        )?;
+        let split = args
+            .split
+            .clone()
+            .unwrap_or_else(|| config.data.test.clone());
+        let selection = assembly.feed.split(&config, &split)?;
+        if let Some(label) = &config.data.label {
+            require_known_labels(label, &assembly, &task, &selection)?;
+        }
+        let share = Share {
+            rank: world.topology().rank,
+            world_size: world.topology().world_size,
+        };
+        let loader = assembly.feed.evaluation_loader(&config, selection, share)?;
+        Ok(Self {
+            config,
+            assembly,
+            task,
+            classes,
+            loader,
+        })
+    }
+
+    /// Predicts every cell and, on rank 0, publishes the output directory as a whole.
+    fn run(&mut self, world: &dyn Collective, args: &PredictArgs) -> Result<()> {
+        if !world.topology().is_root() {
+            for step in self.loader.epoch(0, 0) {
+                world.gather(&self.predict_step(&step?)?.encode())?;
+            }
+            return Ok(());
+        }
+        let existing = if args.overwrite {
+            Existing::Replace
+        } else {
+            Existing::Refuse
+        };
+        let summary = fsx::publish_dir(&args.output, existing, |dir| self.write(world, dir))?;
+        tracing::info!("{summary}; results in `{}`", args.output.display());
+        Ok(())
+    }
+
+    fn write(&self, world: &dyn Collective, dir: &Path) -> Result<String> {
+        let mut confusion = Confusion::new(self.classes.len());
+        let mut labelled = 0u64;
+        let path = dir.join("predictions.parquet");
+        let mut writer: Option<ArrowWriter<File>> = None;
+        let mut total = 0;
+        for step in self.loader.epoch(0, 0) {
+            let own = self.predict_step(&step?)?;
+            let parts = world.gather(&own.encode())?.unwrap_or_default();
+            let mut found = Found::default();
+            for part in &parts {
+                found.append(Found::decode(part, self.classes.len())?);
+            }
+            total += found.cells.len();
+            for (row, &code) in found.labels.iter().enumerate() {
+                if let Some(truth) = self.task.class(code) {
+                    confusion.add(truth, found.predicted(row, self.classes.len()));
+                    labelled += 1;
+                }
+            }
+            let batch = self.record_batch(&found)?;
+            if writer.is_none() {
+                writer = Some(create(&path, batch.schema())?);
+            }
+            if let Some(writer) = &mut writer {
+                writer
+                    .write(&batch)
+                    .map_err(|e| parquet_failure(&path, &e))?;
+            }
+        }
+        if let Some(writer) = writer {
+            writer.close().map_err(|e| parquet_failure(&path, &e))?;
+        }
+        self.write_scores(dir, &confusion, labelled, total as u64)
+    }
+
+    /// Scores and picture, when cells are labelled; returns the summary for the user.
+    fn write_scores(
+        &self,
+        dir: &Path,
+        confusion: &Confusion,
+        labelled: u64,
+        total: u64,
+    ) -> Result<String> {
+        if labelled == 0 {
+            return Ok(format!("{total} cells predicted, none of them labelled"));
+        }
+        let scores = confusion.scores(&self.classes);
+        let rows: Vec<&[f64]> = confusion.counts().chunks(self.classes.len()).collect();
+        let mut metrics = json!(scores);
+        metrics["unlabelled_cells"] = (total - labelled).into();
+        metrics["classes"] = json!(self.classes);
+        metrics["confusion"] = json!(rows);
+        let text = serde_json::to_string_pretty(&metrics).unwrap_or_default() + "\n";
+        fsx::write_atomic(&dir.join("metrics.json"), text.as_bytes())?;
+        crate::plot::confusion_matrix(&dir.join("confusion_matrix.svg"), confusion, &self.classes)?;
+        Ok(format!(
+            "{total} cells predicted, {labelled} of them labelled: accuracy {:.4}, balanced accuracy {:.4}, macro F1 {:.4} \
+             (always the most frequent type: accuracy {:.4})",
+            scores.accuracy, scores.balanced_accuracy, scores.macro_f1, scores.majority_accuracy
+        ))
+    }
+
+    fn predict_step(&self, step: &StepBatches) -> Result<Found> {
+        let mut found = Found::default();
+        for micro in &step.micro {
+            let batch = DeviceBatch::new(micro, self.assembly.feed.pad_id(), self.assembly.device)?;
+            let (logits, encoded) =
+                tch::no_grad(|| self.task.logits(&self.assembly.model, &batch, Dropout::OFF))?;
+            found.cells.extend(&micro.cells);
+            if micro.labels.is_empty() {
+                found.labels.extend(std::iter::repeat_n(-1, micro.rows));
+            } else {
+                found.labels.extend(&micro.labels);
+            }
+            found
+                .probabilities
+                .extend(host_values(&logits.f_softmax(1, Kind::Float)?)?);
+            found.embeddings.extend(host_values(&encoded.cell)?);
+        }
+        Ok(found)
+    }
+
+    fn record_batch(&self, found: &Found) -> Result<RecordBatch> {
+        let rows = found.cells.len();
+        let k = self.classes.len();
+        let width = if rows == 0 {
+            0
+        } else {
+            found.embeddings.len() / rows
+        };
+        let mut columns: Vec<(String, ArrayRef)> = Vec::new();
+        let ids = self.assembly.feed.corpus.cell_ids(&found.cells)?;
+        columns.push(("cell_id".into(), Arc::new(StringArray::from(ids))));
+        columns.push((
+            "cell_index".into(),
+            Arc::new(UInt64Array::from(found.cells.clone())),
+        ));
+        let predicted: Vec<i32> = (0..rows)
+            .map(|row| found.predicted(row, k) as i32)
+            .collect();
+        columns.push((
+            "predicted_type".into(),
+            self.types(Int32Array::from(predicted))?,
+        ));
+        if self.config.data.label.is_some() {
+            let truth: Int32Array = found
+                .labels
+                .iter()
+                .map(|&c| self.task.class(c).map(|c| c as i32))
+                .collect();
+            columns.push(("true_type".into(), self.types(truth)?));
+        }
+        for (class, name) in self.classes.iter().enumerate() {
+            let values: Float32Array = (0..rows)
+                .map(|row| Some(found.probabilities[row * k + class]))
+                .collect();
+            columns.push((format!("probability:{name}"), Arc::new(values)));
+        }
+        let item = Arc::new(Field::new("item", DataType::Float32, false));
+        let values = Arc::new(Float32Array::from(found.embeddings.clone()));
+        let embedding =
+            FixedSizeListArray::try_new(item, width as i32, values, None).map_err(arrow_failure)?;
+        columns.push(("embedding".into(), Arc::new(embedding)));
+        let fields: Vec<Field> = columns
+            .iter()
+            .map(|(name, array)| Field::new(name, array.data_type().clone(), name == "true_type"))
+            .collect();
+        let arrays = columns.into_iter().map(|(_, array)| array).collect();
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(arrow_failure)
+    }
+
+    /// Class indices as a categorical column.
+    fn types(&self, keys: Int32Array) -> Result<ArrayRef> {
+        let names = Arc::new(StringArray::from(self.classes.clone()));
+        Ok(Arc::new(
+            DictionaryArray::<Int32Type>::try_new(keys, names).map_err(arrow_failure)?,
+        ))
+    }
+}
+
+/// A label that the classifier was not trained on cannot be scored: refuse it by name.
+fn require_known_labels(
+    label: &str,
+    assembly: &Assembly,
+    task: &Identification,
+    selection: &scpeft_data::Selection,
+) -> Result<()> {
+    let categories = assembly.feed.corpus.categories(label)?;
+    let codes = assembly.feed.corpus.obs_codes(label)?;
+    let mut unseen = vec![0u64; categories.len()];
+    for cell in selection.cell_indices() {
+        let code = i64::from(codes[cell as usize]);
+        if code >= 0 && task.class(code).is_none() {
+            unseen[code as usize] += 1;
+        }
+    }
+    let named: Vec<String> = (0..categories.len())
+        .filter(|&c| unseen[c] > 0)
+        .map(|c| format!("`{}` ({} cells)", categories[c], unseen[c]))
+        .collect();
+    if named.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::data(format!(
+        "obs column `{label}` has types unseen in training: {}\n\
+         help: `--no-labels` predicts these cells without scoring them",
+        named.join(", ")
+    )))
+}
+
+impl Found {
+    fn predicted(&self, row: usize, classes: usize) -> usize {
+        let p = &self.probabilities[row * classes..(row + 1) * classes];
+        // The first of equals, as argmax does.
+        (0..classes)
+            .rev()
+            .max_by(|&a, &b| p[a].total_cmp(&p[b]))
+            .unwrap_or(0)
+    }
+
+    fn append(&mut self, other: Self) {
+        self.cells.extend(other.cells);
+        self.labels.extend(other.labels);
+        self.probabilities.extend(other.probabilities);
+        self.embeddings.extend(other.embeddings);
+    }
+
+    /// Little-endian: rows, then each column.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = (self.cells.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(self.cells.iter().flat_map(|x| x.to_le_bytes()));
+        bytes.extend(self.labels.iter().flat_map(|x| x.to_le_bytes()));
+        bytes.extend(self.probabilities.iter().flat_map(|x| x.to_le_bytes()));
+        bytes.extend(self.embeddings.iter().flat_map(|x| x.to_le_bytes()));
+        bytes
+    }
+
+    fn decode(bytes: &[u8], classes: usize) -> Result<Self> {
+        let broken = || Failure::new(exit::INTERNAL, "a rank sent malformed predictions");
+        let (rows, rest) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
+        let rows = u64::from_le_bytes(*rows) as usize;
+        let fixed = rows * (16 + 4 * classes);
+        let (columns, embeddings) = rest.split_at_checked(fixed).ok_or_else(broken)?;
+        let (cells, columns) = columns.split_at(8 * rows);
+        let (labels, probabilities) = columns.split_at(8 * rows);
+        let words = |bytes: &[u8]| -> Vec<[u8; 8]> { bytes.as_chunks::<8>().0.to_vec() };
+        let floats = |bytes: &[u8]| -> Vec<f32> {
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()
+        };
+        Ok(Self {
+            cells: words(cells).into_iter().map(u64::from_le_bytes).collect(),
+            labels: words(labels).into_iter().map(i64::from_le_bytes).collect(),
+            probabilities: floats(probabilities),
+            embeddings: floats(embeddings),
+        })
+    }
+}
+
+fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
+    let flat = tensor
+        .f_to_device(Device::Cpu)?
+        .f_to_kind(Kind::Float)?
+        .f_reshape([-1])?;
+    Ok(Vec::<f32>::try_from(&flat)?)
+}
+
+fn create(path: &Path, schema: arrow::datatypes::SchemaRef) -> Result<ArrowWriter<File>> {
+    let file = File::create(path).map_err(crate::failure::io(path))?;
+    let level = ZstdLevel::try_new(1).map_err(|e| parquet_failure(path, &e))?;
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .build();
+    ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet_failure(path, &e))
+}
+
+fn parquet_failure(path: &Path, error: &parquet::errors::ParquetError) -> Failure {
+    Failure::new(exit::INTERNAL, format!("`{}`: {error}", path.display()))
+}
+
+fn arrow_failure(error: arrow::error::ArrowError) -> Failure {
+    Failure::new(exit::INTERNAL, format!("predictions: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_survive_the_way_to_rank_0() {
+        let found = Found {
+            cells: vec![3, 900_000_000_000],
+            labels: vec![-1, 2],
+            probabilities: vec![0.1, 0.6, 0.3, 0.25, 0.25, 0.5],
+            embeddings: vec![1.0, -2.0, 3.5, f32::MIN_POSITIVE],
+        };
+        assert_eq!(Found::decode(&found.encode(), 3).unwrap(), found);
+        assert_eq!([found.predicted(0, 3), found.predicted(1, 3)], [1, 2]);
+        assert!(Found::decode(&found.encode()[..20], 3).is_err());
+        assert_eq!(
+            Found::decode(&Found::default().encode(), 3).unwrap(),
+            Found::default()
+        );
+    }
+}
