@@ -1,1 +1,142 @@
-fn main() {}
+//! `scpeft-checkpoint`: looks into, verifies and converts weights on disk.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use scpeft_checkpoint::Error;
+use scpeft_protocol::exit;
+
+mod convert;
+mod inspect;
+
+/// Look into, verify and convert backbone weights, adapters and run checkpoints.
+#[derive(Debug, Parser)]
+#[command(name = "scpeft-checkpoint", version, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the tensors of PATH with types, shapes and totals, and what else is known about it.
+    #[command(after_help = exit::HELP)]
+    Inspect {
+        /// A checkpoint, adapter or published directory, a run directory, or a .safetensors or
+        /// torch.save file.
+        path: PathBuf,
+        /// Print JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that PATH is complete and undamaged: hashes of a checkpoint, checksums of a
+    /// torch.save file, headers and agreement of the files of a backbone or adapter.
+    #[command(after_help = exit::HELP)]
+    Verify {
+        /// As for `inspect`; of a run directory every checkpoint is verified.
+        path: PathBuf,
+    },
+    /// Convert a tensor file to safetensors, or a published directory to one with
+    /// model.safetensors and converted names.
+    #[command(after_help = exit::HELP)]
+    Convert {
+        /// A torch.save or safetensors file, or a published directory.
+        input: PathBuf,
+        /// The file or directory to create; it must not exist.
+        output: PathBuf,
+    },
+    /// Write the backbone of a run that trained all parameters as a published directory.
+    #[command(after_help = exit::HELP)]
+    Export {
+        /// The run directory; its best checkpoint is taken, or the newest if none is marked best.
+        #[arg(long, required_unless_present = "checkpoint", conflicts_with = "checkpoint")]
+        run: Option<PathBuf>,
+        /// A checkpoint directory inside a run directory.
+        #[arg(long)]
+        checkpoint: Option<PathBuf>,
+        /// The directory to create; it must not exist.
+        #[arg(long)]
+        output: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return code(if error.use_stderr() { exit::CONFIG } else { exit::OK });
+        }
+    };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    match run(cli.command) {
+        Ok(()) => code(exit::OK),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            code(exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Inspect { path, json } => {
+            let found = inspect::inspect(existing(&path)?)?;
+            let text = if json { format!("{:#}\n", found.to_json()) } else { found.to_string() };
+            print(&text)
+        }
+        Command::Verify { path } => print(&inspect::verify(existing(&path)?)?),
+        Command::Convert { input, output } => {
+            print(&convert::convert(existing(&input)?, &output)?)
+        }
+        Command::Export { run, checkpoint, output } => {
+            let checkpoint = match (checkpoint, run) {
+                (Some(checkpoint), _) => checkpoint,
+                (None, Some(run)) => convert::choose_checkpoint(existing(&run)?)?,
+                (None, None) => unreachable!("the command line requires one of the two"),
+            };
+            print(&convert::export(existing(&checkpoint)?, &output)?)
+        }
+    }
+}
+
+/// A path named on the command line must exist: that it does not is the caller's mistake.
+fn existing(path: &Path) -> anyhow::Result<&Path> {
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(anyhow::Error::new(UsageError).context(format!("`{}` does not exist", path.display())))
+}
+
+/// Marks an error as one of the command line.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing was done")]
+struct UsageError;
+
+fn exit_code(error: &anyhow::Error) -> i32 {
+    if error.is::<UsageError>() {
+        return exit::CONFIG;
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::Exists { .. }) => exit::CONFIG,
+        Some(_) => exit::WEIGHTS,
+        None => exit::INTERNAL,
+    }
+}
+
+fn code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).expect("exit codes fit into a byte"))
+}
+
+/// Writes to standard output; a reader that stopped reading (`| head`) is no failure.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::{ErrorKind, Write};
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to standard output")
+        }
+        _ => Ok(()),
+    }
+}

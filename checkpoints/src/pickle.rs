@@ -605,3 +605,6 @@ impl Machine<'_> {
         Ok(records)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -318,3 +318,6 @@ fn write_manifest(dir: &Path, step: u64) -> Result<u64> {
     fsx::write_atomic(&path, text.as_bytes())?;
     Ok(total + text.len() as u64)
 }
+
+#[cfg(test)]
+mod tests;

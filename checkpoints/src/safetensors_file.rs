@@ -124,3 +124,61 @@ pub(crate) fn borrowed<'a>(tensor: &'a HostTensor<'_>) -> HostTensor<'a> {
         data: Cow::Borrowed(&tensor.data),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tensor::TensorFile;
+
+    proptest! {
+        #[test]
+        fn tensors_read_back_as_written_in_any_order(
+            sizes in proptest::collection::btree_map("[a-z.]{1,8}", (0_usize..4, 0_usize..4), 0..6),
+        ) {
+            let tensors: Vec<(String, HostTensor<'_>)> = sizes
+                .iter()
+                .map(|(name, &(rows, columns))| {
+                    let values: Vec<f32> = (0..rows * columns).map(|x| x as f32 - 1.5).collect();
+                    (name.clone(), HostTensor::from_f32(vec![rows, columns], &values))
+                })
+                .chain([("n".repeat(9), HostTensor::from_i64(vec![1], &[-7]))])
+                .collect();
+            let dir = tempfile::tempdir().unwrap();
+            let (forward, backward) = (dir.path().join("a"), dir.path().join("b"));
+            write_safetensors(&forward, &tensors).unwrap();
+            let reversed: Vec<_> = tensors.iter().rev().cloned().collect();
+            write_safetensors(&backward, &reversed).unwrap();
+            prop_assert_eq!(std::fs::read(&forward).unwrap(), std::fs::read(&backward).unwrap());
+            let file = TensorFile::open(&forward).unwrap();
+            prop_assert_eq!(file.names().count(), tensors.len());
+            for (name, tensor) in &tensors {
+                prop_assert_eq!(&file.get(name).unwrap(), tensor);
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_or_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let one = HostTensor::from_f32(vec![1], &[1.0]);
+        let twice = [
+            ("w".to_owned(), one.clone()),
+            ("w".to_owned(), HostTensor::from_i64(vec![1], &[1])),
+        ];
+        let message = write_safetensors(&path, &twice).unwrap_err().to_string();
+        assert!(message.contains("tensor `w` appears twice"), "{message}");
+        let short = [("w".to_owned(), HostTensor { shape: vec![2], ..one.clone() })];
+        let message = write_safetensors(&path, &short).unwrap_err().to_string();
+        assert!(message.contains("does not fit its shape"), "{message}");
+        assert!(!path.exists());
+        write_safetensors(&path, &[("w".to_owned(), one)]).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for len in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..len]).unwrap();
+            assert!(TensorFile::open(&path).is_err(), "cut at {len}");
+        }
+    }
+}

@@ -347,3 +347,25 @@ fn gather(bytes: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floating_types_become_single_precision_and_integers_are_refused() {
+        let tensor = |dtype, data: &[u8]| HostTensor {
+            dtype,
+            shape: vec![data.len() / dtype.size()],
+            data: Cow::Owned(data.to_vec()),
+        };
+        let half = half::f16::from_f32(-1.5).to_le_bytes();
+        assert_eq!(tensor(Dtype::F16, &half).to_f32().unwrap(), [-1.5]);
+        let brain = half::bf16::from_f32(3.0).to_le_bytes();
+        assert_eq!(tensor(Dtype::BF16, &brain).to_f32().unwrap(), [3.0]);
+        assert_eq!(tensor(Dtype::F64, &0.25_f64.to_le_bytes()).to_f32().unwrap(), [0.25]);
+        let message = HostTensor::from_i64(vec![1], &[3]).to_f32().unwrap_err().to_string();
+        assert_eq!(message, "tensor of type I64 where a floating type is needed");
+        assert!(HostTensor::from_f32(vec![1], &[3.0]).to_i64().is_err());
+    }
+}

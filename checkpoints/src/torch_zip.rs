@@ -157,3 +157,6 @@ pub(crate) fn verify(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -357,3 +357,6 @@ fn convert_names(file: &TensorFile) -> Result<IndexMap<String, String>> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests;

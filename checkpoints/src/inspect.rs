@@ -1,0 +1,281 @@
+//! `inspect` and `verify`: what a path is and what it holds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
+use scpeft_checkpoint::{
+    CheckpointStore, Dtype, Error, ScgptDirectory, TensorFile, fingerprint, peft, read_adapter,
+};
+use serde_json::{Value, json};
+
+/// What a path can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A run directory.
+    Run,
+    /// A checkpoint of a run.
+    Checkpoint,
+    /// An adapter directory.
+    Adapter,
+    /// A published backbone directory.
+    Backbone,
+    /// A tensor file.
+    File,
+}
+
+impl Kind {
+    /// Decides by the files that are there.
+    pub(crate) fn of(path: &Path) -> Result<Self, Error> {
+        if path.is_file() {
+            return Ok(Self::File);
+        }
+        let has = |name: &str| path.join(name).exists();
+        if has("checkpoints") {
+            Ok(Self::Run)
+        } else if has("manifest.json") || has("state.json") || has("adapter") {
+            Ok(Self::Checkpoint)
+        } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
+            Ok(Self::Adapter)
+        } else if ["args.json", "vocab.json", "model.safetensors", "best_model.pt"]
+            .into_iter()
+            .any(has)
+        {
+            Ok(Self::Backbone)
+        } else {
+            Err(Error::MissingFile {
+                dir: path.to_owned(),
+                wanted: "file that tells what it is".to_owned(),
+                help: "name a run, checkpoint, adapter or backbone directory, or a tensor file",
+            })
+        }
+    }
+}
+
+/// A tensor of the table.
+struct Row {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Row {
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+}
+
+/// What was found: facts first, then tensors.
+pub(crate) struct Found {
+    kind: &'static str,
+    path: PathBuf,
+    facts: Vec<(&'static str, Value)>,
+    tensors: Vec<Row>,
+}
+
+impl Found {
+    fn new(kind: &'static str, path: &Path) -> Self {
+        Self { kind, path: path.to_owned(), facts: Vec::new(), tensors: Vec::new() }
+    }
+
+    fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.facts.push((name, value.into()));
+    }
+
+    fn totals(&self) -> (usize, usize) {
+        let elements = self.tensors.iter().map(Row::elements).sum();
+        (elements, self.tensors.iter().map(Row::bytes).sum())
+    }
+
+    fn add_file(&mut self, prefix: &str, file: &TensorFile) {
+        for name in file.names() {
+            let (dtype, shape) = file.info(name).expect("the name comes from the file");
+            let row = Row { name: format!("{prefix}{name}"), dtype, shape: shape.to_vec() };
+            self.tensors.push(row);
+        }
+    }
+
+    /// The same as one JSON object.
+    pub(crate) fn to_json(&self) -> Value {
+        let tensors: Vec<Value> = self
+            .tensors
+            .iter()
+            .map(|row| {
+                json!({
+                    "name": row.name,
+                    "dtype": row.dtype.name(),
+                    "shape": row.shape,
+                    "bytes": row.bytes(),
+                })
+            })
+            .collect();
+        let (parameters, bytes) = self.totals();
+        let mut object = serde_json::Map::new();
+        object.insert("kind".to_owned(), self.kind.into());
+        object.insert("path".to_owned(), self.path.display().to_string().into());
+        for (name, value) in &self.facts {
+            object.insert((*name).to_owned(), value.clone());
+        }
+        object.insert("tensors".to_owned(), tensors.into());
+        object.insert("elements".to_owned(), parameters.into());
+        object.insert("bytes".to_owned(), bytes.into());
+        object.into()
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}", self.kind, self.path.display())?;
+        for (name, value) in &self.facts {
+            match value {
+                Value::String(text) => writeln!(f, "  {name}: {text}")?,
+                other => writeln!(f, "  {name}: {other}")?,
+            }
+        }
+        let width = self.tensors.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        for row in &self.tensors {
+            writeln!(f, "  {:width$}  {:4}  {:?}", row.name, row.dtype.name(), row.shape)?;
+        }
+        let (elements, bytes) = self.totals();
+        writeln!(
+            f,
+            "{} tensors, {elements} elements, {:.2} MB",
+            self.tensors.len(),
+            bytes as f64 / 1e6
+        )
+    }
+}
+
+/// Looks into a path of any kind.
+pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
+    match Kind::of(path)? {
+        Kind::Run => inspect_run(path),
+        Kind::Checkpoint => inspect_checkpoint(path),
+        Kind::Adapter => inspect_adapter(path),
+        Kind::Backbone => inspect_backbone(path),
+        Kind::File => inspect_file(path),
+    }
+}
+
+fn inspect_file(path: &Path) -> Result<Found, Error> {
+    let file = TensorFile::open(path)?;
+    let mut found = Found::new("tensor file", path);
+    found.fact("format", file.format().to_string());
+    if !file.others().is_empty() {
+        found.fact("other_entries", file.others().to_vec());
+    }
+    if !file.metadata().is_empty() {
+        found.fact("metadata", json!(file.metadata()));
+    }
+    found.fact("fingerprint", fingerprint(file.tensors()));
+    found.add_file("", &file);
+    Ok(found)
+}
+
+fn inspect_backbone(path: &Path) -> Result<Found, Error> {
+    let backbone = ScgptDirectory::open(path)?;
+    let args = backbone.args();
+    let mut found = Found::new("scGPT backbone", path);
+    found.fact("weights", backbone.file().path().display().to_string());
+    found.fact("format", backbone.file().format().to_string());
+    found.fact("tokens", backbone.vocabulary().len());
+    found.fact("d_model", args.embsize);
+    found.fact("n_heads", args.nheads);
+    found.fact("d_hid", args.d_hid);
+    found.fact("n_layers", args.nlayers);
+    found.fact("n_layers_cls", args.n_layers_cls);
+    found.fact("n_bins", args.n_bins);
+    found.fact("fingerprint", backbone.fingerprint());
+    for (name, tensor) in backbone.tensors() {
+        let row = Row { name: name.to_owned(), dtype: tensor.dtype, shape: tensor.shape };
+        found.tensors.push(row);
+    }
+    Ok(found)
+}
+
+fn inspect_adapter(path: &Path) -> Result<Found, Error> {
+    let (config, tensors) = read_adapter(path)?;
+    let mut found = Found::new("adapter", path);
+    let json = serde_json::to_value(&config)
+        .map_err(|e| Error::Damaged { path: path.to_owned(), reason: e.to_string() })?;
+    found.fact("config", json);
+    for (name, tensor) in tensors {
+        found.tensors.push(Row { name, dtype: tensor.dtype, shape: tensor.shape });
+    }
+    Ok(found)
+}
+
+fn inspect_checkpoint(path: &Path) -> Result<Found, Error> {
+    let manifest = read_manifest(path)?;
+    let mut found = Found::new("checkpoint", path);
+    found.fact("step", manifest.step);
+    found.fact("verified", verify_checkpoint(path).is_ok());
+    let files = manifest.files.iter().map(|(name, record)| (name.clone(), record.bytes.into()));
+    found.fact("files", files.collect::<serde_json::Map<_, Value>>());
+    for name in manifest.files.keys().filter(|name| name.ends_with(".safetensors")) {
+        found.add_file(&format!("{name}: "), &TensorFile::open(&path.join(name))?);
+    }
+    Ok(found)
+}
+
+fn inspect_run(path: &Path) -> Result<Found, Error> {
+    let store = CheckpointStore::new(path);
+    let mut found = Found::new("run", path);
+    let best = store.best()?;
+    let mut checkpoints = Vec::new();
+    for listed in store.list()? {
+        checkpoints.push(json!({
+            "step": listed.step,
+            "verified": verify_checkpoint(&listed.path).is_ok(),
+            "best": best.as_ref() == Some(&listed.path),
+        }));
+    }
+    found.fact("checkpoints", checkpoints);
+    Ok(found)
+}
+
+/// Verifies a path of any kind and says in a line or more what was checked.
+pub(crate) fn verify(path: &Path) -> Result<String, Error> {
+    let shown = path.display();
+    match Kind::of(path)? {
+        Kind::Checkpoint => Ok(verified(path, &verify_checkpoint(path)?)),
+        Kind::Run => {
+            let store = CheckpointStore::new(path);
+            store.best()?;
+            let mut text = String::new();
+            for listed in store.list()? {
+                text += &verified(&listed.path, &verify_checkpoint(&listed.path)?);
+            }
+            if text.is_empty() {
+                return Err(Error::MissingFile {
+                    dir: path.to_owned(),
+                    wanted: "checkpoint".to_owned(),
+                    help: "the run has not saved one yet",
+                });
+            }
+            Ok(text)
+        }
+        Kind::Adapter => {
+            let (_, tensors) = read_adapter(path)?;
+            Ok(format!("{shown}: ok, {} tensors\n", tensors.len()))
+        }
+        Kind::Backbone => {
+            let backbone = ScgptDirectory::open(path)?;
+            backbone.file().verify()?;
+            Ok(format!("{shown}: ok, {} tensors\n", backbone.tensors().count()))
+        }
+        Kind::File => {
+            let file = TensorFile::open(path)?;
+            file.verify()?;
+            Ok(format!("{shown}: ok, {} tensors\n", file.names().count()))
+        }
+    }
+}
+
+fn verified(path: &Path, manifest: &Manifest) -> String {
+    format!("{}: ok, step {}, {} files\n", path.display(), manifest.step, manifest.files.len())
+}

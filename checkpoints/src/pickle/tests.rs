@@ -1,0 +1,173 @@
+//! Well-formed, odd and hostile pickles, assembled byte by byte.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn text(value: &str) -> Vec<u8> {
+    let mut bytes = vec![b'X'];
+    bytes.extend((value.len() as u32).to_le_bytes());
+    bytes.extend(value.as_bytes());
+    bytes
+}
+
+fn class(module: &str, name: &str) -> Vec<u8> {
+    format!("c{module}\n{name}\n").into_bytes()
+}
+
+/// `_rebuild_tensor_v2` of a 2x3 float tensor in storage `0`.
+fn tensor() -> Vec<u8> {
+    [
+        class("torch._utils", "_rebuild_tensor_v2"),
+        b"(".to_vec(),
+        b"(".to_vec(),
+        text("storage"),
+        class("torch", "FloatStorage"),
+        text("0"),
+        text("cpu"),
+        b"K\x06tQ".to_vec(),
+        b"K\x00K\x02K\x03\x86K\x03K\x01\x86\x89".to_vec(),
+        class("collections", "OrderedDict"),
+        b")RtR".to_vec(),
+    ]
+    .concat()
+}
+
+fn pickle(parts: &[&[u8]]) -> Vec<u8> {
+    [b"\x80\x02".as_slice(), &parts.concat(), b"."].concat()
+}
+
+fn record() -> TensorRecord {
+    TensorRecord {
+        storage: "0".to_owned(),
+        dtype: Dtype::F32,
+        storage_len: 6,
+        offset: 0,
+        shape: vec![2, 3],
+        strides: vec![3, 1],
+    }
+}
+
+fn reason(bytes: &[u8]) -> String {
+    match read(bytes) {
+        Err(PickleError::Malformed(reason)) => reason,
+        other => panic!("expected a malformed pickle, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_state_dict_is_read_bare_or_nested_and_other_entries_are_listed() {
+    let bare = pickle(&[b"}(", &text("w"), &tensor(), &text("epoch"), b"K\x03u"]);
+    let expected = Records {
+        tensors: vec![("w".to_owned(), record())],
+        others: vec!["epoch (an int)".to_owned()],
+    };
+    assert_eq!(read(&bare).unwrap(), expected);
+    for key in ["model_state_dict", "state_dict"] {
+        let nested =
+            pickle(&[b"}", &text("epoch"), b"K\x03s", &text(key), b"}", &text("w"), &tensor(), b"ss"]);
+        assert_eq!(read(&nested).unwrap().tensors, expected.tensors, "{key}");
+    }
+}
+
+#[test]
+fn parameters_and_attributes_of_dictionaries_are_accepted() {
+    let parameter = [
+        class("torch._utils", "_rebuild_parameter"),
+        b"(".to_vec(),
+        tensor(),
+        b"\x88)tR".to_vec(),
+    ]
+    .concat();
+    let dict = class("collections", "OrderedDict");
+    let bytes = pickle(&[
+        &dict, b")R", &text("w"), &parameter, b"s}", &text("_metadata"), &dict, b")Rsb",
+    ]);
+    assert_eq!(read(&bytes).unwrap().tensors, [("w".to_owned(), record())]);
+}
+
+#[test]
+fn any_other_class_is_named_and_nothing_is_called() {
+    let system = [class("os", "system"), b"(".to_vec(), text("touch /tmp/x"), b"tR".to_vec()];
+    let bytes = pickle(&[&system.concat()]);
+    assert_eq!(read(&bytes), Err(PickleError::Forbidden("os.system".to_owned())));
+    let stacked = pickle(&[&text("builtins"), &text("eval"), b"\x93"]);
+    assert_eq!(read(&stacked), Err(PickleError::Forbidden("builtins.eval".to_owned())));
+    let inst = pickle(&[b"(ios\nsystem\n"]);
+    assert!(reason(&inst).contains("unsupported opcode (opcode 0x69"), "{}", reason(&inst));
+}
+
+#[test]
+fn malformed_pickles_say_what_is_wrong() {
+    let whole = pickle(&[b"}", &text("w"), &tensor(), b"s"]);
+    for end in 0..whole.len() {
+        assert!(matches!(read(&whole[..end]), Err(PickleError::Malformed(_))), "cut at {end}");
+    }
+    for (bytes, expected) in [
+        (pickle(&[b"K\x01"]), "it holds an int, not a dict"),
+        (pickle(&[b"}"]), "its dict holds no tensors"),
+        (pickle(&[b"h\x05"]), "memo entry 5 was never stored"),
+        (pickle(&[b"t"]), "there is no open mark"),
+        (pickle(&[b"(0"]), "the stack is empty"),
+        (pickle(&[b"K\x01K\x02a"]), "cannot append to an int"),
+        (pickle(&[b"}(K\x01u"]), "a key has no value"),
+        (pickle(&[b"}K\x01", &tensor(), b"s"]), "an int stands where a str must"),
+        (pickle(&[b"}", &text("w"), &tensor(), b"s", &text("w"), &tensor(), b"s"]), "appears twice"),
+        (pickle(&[b"K\x01)R"]), "an int cannot be called"),
+        (pickle(&[b"\x8a\x09123456789"]), "more than 64 bits"),
+    ] {
+        let reason = reason(&bytes);
+        assert!(reason.contains(expected), "expected `{expected}`, got `{reason}`");
+    }
+}
+
+#[test]
+fn negative_and_excessive_sizes_are_refused() {
+    let with_shape = |shape: &[u8]| {
+        let call = tensor();
+        let at = call.windows(5).position(|w| w == b"K\x02K\x03\x86").unwrap();
+        let changed = [&call[..at], shape, &call[at + 5..]].concat();
+        pickle(&[b"}", &text("w"), &changed, b"s"])
+    };
+    assert!(reason(&with_shape(b"J\xff\xff\xff\xffK\x03\x86")).contains("-1 stands where a size"));
+    assert!(reason(&with_shape(b"K\x03\x85")).contains("not as many strides as dimensions"));
+    let many = [b"(".as_slice(), &b"K\x01".repeat(17), b"t"].concat();
+    assert!(reason(&with_shape(&many)).contains("17 items where 16 are the most"));
+}
+
+#[test]
+fn deep_nesting_and_cycles_end_without_recursion() {
+    let deep = pickle(&[b")", &b"\x85".repeat(1_000_000)]);
+    assert!(reason(&deep).contains("it holds a tuple"));
+    // A list that contains itself, as a value of the dictionary.
+    let cycle = pickle(&[b"}", &text("a"), b"]q\x00h\x00as", &text("w"), &tensor(), b"s"]);
+    assert_eq!(read(&cycle).unwrap().others, ["a (a list)"]);
+}
+
+#[test]
+fn repetition_through_the_memo_is_bounded() {
+    let long = "n".repeat(NAME_BYTES_MAX + 1);
+    let bytes = pickle(&[b"}", &text(&long), &tensor(), b"s"]);
+    assert!(reason(&bytes).contains("a name is longer than"));
+    let marks = pickle(&[&b"(".repeat(OBJECTS_MAX + 1)]);
+    assert!(reason(&marks).contains("too many open marks"));
+    let objects = pickle(&[&b"N".repeat(OBJECTS_MAX + 1)]);
+    assert!(reason(&objects).contains("objects"));
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_are_an_error_and_never_a_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+    ) {
+        prop_assert!(read(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_damaged_pickle_never_panics(at in 0_usize..200, byte in any::<u8>()) {
+        let mut bytes = pickle(&[b"}(", &text("w"), &tensor(), &text("v"), &tensor(), b"u"]);
+        let at = at % bytes.len();
+        bytes[at] = byte;
+        let _ = read(&bytes);
+    }
+}
