@@ -99,7 +99,8 @@ impl Vocab {
         Self::from_tokens(tokens)
     }
 
-    fn from_tokens(tokens: Vec<String>) -> Self {
+    /// A vocabulary of `tokens`, whose ids are their positions.
+    pub fn from_tokens(tokens: Vec<String>) -> Self {
         let ids = tokens.iter().cloned().zip(0..).collect();
         Self { tokens, ids }
     }

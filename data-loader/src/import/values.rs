@@ -31,7 +31,14 @@ impl ValuesOption {
         match self {
             Self::Counts => ValueKind::Counts,
             Self::Lognorm => ValueKind::Lognorm,
-            Self::Auto if first.values.iter().all(|v| v.fract() == 0.0) => ValueKind::Counts,
+            Self::Auto
+                if first
+                    .values
+                    .iter()
+                    .all(|v| v.fract() == 0.0 || !v.is_finite()) =>
+            {
+                ValueKind::Counts
+            }
             Self::Auto => ValueKind::Lognorm,
         }
     }
