@@ -43,7 +43,9 @@ pub(crate) fn convert(input: &Path, output: &Path) -> Result<String, Error> {
 fn named<'a>(
     tensors: impl Iterator<Item = (&'a str, HostTensor<'a>)>,
 ) -> Vec<(String, HostTensor<'a>)> {
-    tensors.map(|(name, tensor)| (name.to_owned(), tensor)).collect()
+    tensors
+        .map(|(name, tensor)| (name.to_owned(), tensor))
+        .collect()
 }
 
 /// The best checkpoint of a run, or the newest that verifies if none is marked best.
@@ -93,7 +95,10 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         path: checkpoint.to_owned(),
         source,
     })?;
-    let run = absolute.ancestors().nth(2).ok_or_else(|| missing(checkpoint, "run directory"))?;
+    let run = absolute
+        .ancestors()
+        .nth(2)
+        .ok_or_else(|| missing(checkpoint, "run directory"))?;
     for name in ["backbone/args.json", "backbone/vocab.json"] {
         if !run.join(name).is_file() {
             return Err(missing(run, name));
@@ -111,12 +116,21 @@ fn check_complete(
 ) -> Result<(), Error> {
     let width = args.embsize;
     let mut wanted = vec![
-        ("encoder.embedding.weight".to_owned(), vec![vocabulary.len(), width]),
-        ("value_encoder.linear2.weight".to_owned(), vec![width, width]),
+        (
+            "encoder.embedding.weight".to_owned(),
+            vec![vocabulary.len(), width],
+        ),
+        (
+            "value_encoder.linear2.weight".to_owned(),
+            vec![width, width],
+        ),
     ];
     for layer in 0..args.nlayers {
         let layer = format!("transformer_encoder.layers.{layer}");
-        wanted.push((format!("{layer}.self_attn.in_proj_weight"), vec![3 * width, width]));
+        wanted.push((
+            format!("{layer}.self_attn.in_proj_weight"),
+            vec![3 * width, width],
+        ));
         wanted.push((format!("{layer}.linear1.weight"), vec![args.d_hid, width]));
         wanted.push((format!("{layer}.linear2.weight"), vec![width, args.d_hid]));
     }

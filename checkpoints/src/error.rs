@@ -140,14 +140,25 @@ impl Error {
     /// An [`Error::Io`] maker for `map_err`.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
     }
 
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Damaged { path: path.to_owned(), reason: reason.into() }
+        Self::Damaged {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn content(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Content { path: path.to_owned(), reason: reason.into(), help: None }
+        Self::Content {
+            path: path.to_owned(),
+            reason: reason.into(),
+            help: None,
+        }
     }
 }

@@ -15,7 +15,9 @@ pub const TEMPORARY_MARK: &str = ".tmp-";
 fn nonce() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_nanos() as u64);
     format!("{:x}-{nanos:x}-{count:x}", std::process::id())
 }
 
@@ -29,11 +31,14 @@ fn temporary(path: &Path) -> PathBuf {
 
 /// Whether a name is that of something unfinished.
 pub fn is_temporary(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().contains(TEMPORARY_MARK))
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().contains(TEMPORARY_MARK))
 }
 
 fn parent(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Reads a whole file.
@@ -65,7 +70,9 @@ pub fn create_dir_all(path: &Path) -> Result<()> {
 /// # Errors
 /// When it cannot be synced.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync the directory", path))
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("sync the directory", path))
 }
 
 /// Replaces a file by `bytes`: readers see the old content or the new, never a part of it.
@@ -88,7 +95,10 @@ pub fn write_atomic_with(
     let result = (|| {
         let mut writer = BufWriter::with_capacity(1 << 20, File::create_new(&prepared)?);
         fill(&mut writer)?;
-        writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        writer
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()?;
         fs::rename(&prepared, path)
     })();
     if let Err(source) = result {
@@ -152,7 +162,9 @@ pub fn publish_dir<T, E: From<Error>>(
 pub fn refuse_existing(path: &Path) -> Result<()> {
     let empty = fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
     if path.symlink_metadata().is_ok() && !empty {
-        return Err(Error::Exists { path: path.to_owned() });
+        return Err(Error::Exists {
+            path: path.to_owned(),
+        });
     }
     Ok(())
 }
@@ -163,7 +175,11 @@ pub fn refuse_existing(path: &Path) -> Result<()> {
 /// When it cannot be removed.
 pub fn remove(path: &Path) -> Result<()> {
     let is_dir = path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
-    let result = if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let result = if is_dir {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
     result.map_err(Error::io("remove", path))
 }
 
@@ -208,8 +224,15 @@ fn sync_tree(dir: &Path) -> Result<()> {
     let mut dirs = vec![dir.to_owned()];
     for (relative, _) in files_below(dir)? {
         let path = dir.join(&relative);
-        File::open(&path).and_then(|file| file.sync_all()).map_err(Error::io("sync", &path))?;
-        dirs.extend(relative.ancestors().skip(1).map(|ancestor| dir.join(ancestor)));
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(Error::io("sync", &path))?;
+        dirs.extend(
+            relative
+                .ancestors()
+                .skip(1)
+                .map(|ancestor| dir.join(ancestor)),
+        );
     }
     dirs.sort();
     dirs.dedup();
@@ -250,7 +273,10 @@ mod tests {
             Err(io::Error::other("disk full"))
         });
         let message = result.unwrap_err().to_string();
-        assert!(message.contains("cannot write") && message.contains("state.json"), "{message}");
+        assert!(
+            message.contains("cannot write") && message.contains("state.json"),
+            "{message}"
+        );
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(names(dir.path()), ["state.json"]);
     }
@@ -272,10 +298,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("step");
         let write = |existing, file: &'static str| {
-            publish_dir(&path, existing, |prepared| write_atomic(&prepared.join(file), b"x"))
+            publish_dir(&path, existing, |prepared| {
+                write_atomic(&prepared.join(file), b"x")
+            })
         };
         write(Existing::Refuse, "a").unwrap();
-        assert!(matches!(write(Existing::Refuse, "b"), Err(Error::Exists { .. })));
+        assert!(matches!(
+            write(Existing::Refuse, "b"),
+            Err(Error::Exists { .. })
+        ));
         assert_eq!(names(&path), ["a"]);
         write(Existing::Replace, "b").unwrap();
         assert_eq!(names(&path), ["b"]);

@@ -37,9 +37,14 @@ impl Kind {
             Ok(Self::Checkpoint)
         } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
             Ok(Self::Adapter)
-        } else if ["args.json", "vocab.json", "model.safetensors", "best_model.pt"]
-            .into_iter()
-            .any(has)
+        } else if [
+            "args.json",
+            "vocab.json",
+            "model.safetensors",
+            "best_model.pt",
+        ]
+        .into_iter()
+        .any(has)
         {
             Ok(Self::Backbone)
         } else {
@@ -79,7 +84,12 @@ pub(crate) struct Found {
 
 impl Found {
     fn new(kind: &'static str, path: &Path) -> Self {
-        Self { kind, path: path.to_owned(), facts: Vec::new(), tensors: Vec::new() }
+        Self {
+            kind,
+            path: path.to_owned(),
+            facts: Vec::new(),
+            tensors: Vec::new(),
+        }
     }
 
     fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
@@ -94,7 +104,11 @@ impl Found {
     fn add_file(&mut self, prefix: &str, file: &TensorFile) {
         for name in file.names() {
             let (dtype, shape) = file.info(name).expect("the name comes from the file");
-            let row = Row { name: format!("{prefix}{name}"), dtype, shape: shape.to_vec() };
+            let row = Row {
+                name: format!("{prefix}{name}"),
+                dtype,
+                shape: shape.to_vec(),
+            };
             self.tensors.push(row);
         }
     }
@@ -136,9 +150,20 @@ impl fmt::Display for Found {
                 other => writeln!(f, "  {name}: {other}")?,
             }
         }
-        let width = self.tensors.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        let width = self
+            .tensors
+            .iter()
+            .map(|row| row.name.chars().count())
+            .max()
+            .unwrap_or(0);
         for row in &self.tensors {
-            writeln!(f, "  {:width$}  {:4}  {:?}", row.name, row.dtype.name(), row.shape)?;
+            writeln!(
+                f,
+                "  {:width$}  {:4}  {:?}",
+                row.name,
+                row.dtype.name(),
+                row.shape
+            )?;
         }
         let (elements, bytes) = self.totals();
         writeln!(
@@ -191,7 +216,11 @@ fn inspect_backbone(path: &Path) -> Result<Found, Error> {
     found.fact("n_bins", args.n_bins);
     found.fact("fingerprint", backbone.fingerprint());
     for (name, tensor) in backbone.tensors() {
-        let row = Row { name: name.to_owned(), dtype: tensor.dtype, shape: tensor.shape };
+        let row = Row {
+            name: name.to_owned(),
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+        };
         found.tensors.push(row);
     }
     Ok(found)
@@ -200,11 +229,17 @@ fn inspect_backbone(path: &Path) -> Result<Found, Error> {
 fn inspect_adapter(path: &Path) -> Result<Found, Error> {
     let (config, tensors) = read_adapter(path)?;
     let mut found = Found::new("adapter", path);
-    let json = serde_json::to_value(&config)
-        .map_err(|e| Error::Damaged { path: path.to_owned(), reason: e.to_string() })?;
+    let json = serde_json::to_value(&config).map_err(|e| Error::Damaged {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })?;
     found.fact("config", json);
     for (name, tensor) in tensors {
-        found.tensors.push(Row { name, dtype: tensor.dtype, shape: tensor.shape });
+        found.tensors.push(Row {
+            name,
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+        });
     }
     Ok(found)
 }
@@ -214,9 +249,16 @@ fn inspect_checkpoint(path: &Path) -> Result<Found, Error> {
     let mut found = Found::new("checkpoint", path);
     found.fact("step", manifest.step);
     found.fact("verified", verify_checkpoint(path).is_ok());
-    let files = manifest.files.iter().map(|(name, record)| (name.clone(), record.bytes.into()));
+    let files = manifest
+        .files
+        .iter()
+        .map(|(name, record)| (name.clone(), record.bytes.into()));
     found.fact("files", files.collect::<serde_json::Map<_, Value>>());
-    for name in manifest.files.keys().filter(|name| name.ends_with(".safetensors")) {
+    for name in manifest
+        .files
+        .keys()
+        .filter(|name| name.ends_with(".safetensors"))
+    {
         found.add_file(&format!("{name}: "), &TensorFile::open(&path.join(name))?);
     }
     Ok(found)
@@ -266,7 +308,10 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
         Kind::Backbone => {
             let backbone = ScgptDirectory::open(path)?;
             backbone.file().verify()?;
-            Ok(format!("{shown}: ok, {} tensors\n", backbone.tensors().count()))
+            Ok(format!(
+                "{shown}: ok, {} tensors\n",
+                backbone.tensors().count()
+            ))
         }
         Kind::File => {
             let file = TensorFile::open(path)?;
@@ -277,5 +322,10 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
 }
 
 fn verified(path: &Path, manifest: &Manifest) -> String {
-    format!("{}: ok, step {}, {} files\n", path.display(), manifest.step, manifest.files.len())
+    format!(
+        "{}: ok, step {}, {} files\n",
+        path.display(),
+        manifest.step,
+        manifest.files.len()
+    )
 }

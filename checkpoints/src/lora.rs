@@ -42,7 +42,10 @@ impl PackedLayout {
 
     /// Rows of the projection's parts that are enabled, in order.
     fn enabled_parts(&self) -> impl Iterator<Item = usize> {
-        self.enabled.into_iter().enumerate().filter_map(|(part, on)| on.then_some(part))
+        self.enabled
+            .into_iter()
+            .enumerate()
+            .filter_map(|(part, on)| on.then_some(part))
     }
 
     /// Our `lora_B [n*D, r]` as PEFT's `lora_B.weight [3D, r*n]`.
@@ -76,7 +79,13 @@ impl PackedLayout {
         let (n, r, columns) = (self.parts(), self.r, self.peft_r());
         let d = match weight.shape[..] {
             [rows, width] if n > 0 && width == columns && rows % 3 == 0 => rows / 3,
-            _ => return Err(shape_error(name, &weight.shape, &format!("[3 * D, {columns}]"))),
+            _ => {
+                return Err(shape_error(
+                    name,
+                    &weight.shape,
+                    &format!("[3 * D, {columns}]"),
+                ));
+            }
         };
         let values = single(name, weight)?;
         let mut out = vec![0.0; n * d * r];
@@ -160,7 +169,11 @@ impl PackedLayout {
     fn check_a(&self, name: &str, lora_a: &HostTensor<'_>) -> Result<()> {
         match lora_a.shape[..] {
             [rows, _] if rows == self.peft_r() => Ok(()),
-            _ => Err(shape_error(name, &lora_a.shape, &format!("[{}, D]", self.peft_r()))),
+            _ => Err(shape_error(
+                name,
+                &lora_a.shape,
+                &format!("[{}, D]", self.peft_r()),
+            )),
         }
     }
 }
@@ -168,7 +181,10 @@ impl PackedLayout {
 fn single(name: &str, tensor: &HostTensor<'_>) -> Result<Vec<f32>> {
     if tensor.dtype != Dtype::F32 {
         let reason = format!("lora_B is {}, expected F32", tensor.dtype);
-        return Err(Error::Lora { name: name.to_owned(), reason });
+        return Err(Error::Lora {
+            name: name.to_owned(),
+            reason,
+        });
     }
     tensor.to_f32()
 }
@@ -204,8 +220,13 @@ mod tests {
         let mut j = 0;
         for part in 0..3 {
             if layout.enabled[part] {
-                let block =
-                    matmul(&b[j * d * r..(j + 1) * d * r], &a[j * r * d..(j + 1) * r * d], d, r, d);
+                let block = matmul(
+                    &b[j * d * r..(j + 1) * d * r],
+                    &a[j * r * d..(j + 1) * r * d],
+                    d,
+                    r,
+                    d,
+                );
                 delta[part * d * d..(part + 1) * d * d].copy_from_slice(&block);
                 j += 1;
             }
@@ -248,27 +269,52 @@ mod tests {
 
     #[test]
     fn values_outside_the_blocks_are_refused() {
-        let layout = PackedLayout { enabled: [true, false, true], r: 1 };
+        let layout = PackedLayout {
+            enabled: [true, false, true],
+            r: 1,
+        };
         let mut values = vec![0.0; 6 * 2];
         values[2 * 2] = 0.5; // a key row
         let message = layout
             .gather("layer.Wqkv", &HostTensor::from_f32(vec![6, 2], &values))
             .unwrap_err()
             .to_string();
-        assert!(message.contains("`layer.Wqkv`: row 2, column 0 of lora_B is 0.5"), "{message}");
+        assert!(
+            message.contains("`layer.Wqkv`: row 2, column 0 of lora_B is 0.5"),
+            "{message}"
+        );
         let mut values = vec![0.0; 6 * 2];
         values[1] = 0.5; // a query row in the columns of the value factors
-        assert!(layout.gather("x", &HostTensor::from_f32(vec![6, 2], &values)).is_err());
+        assert!(
+            layout
+                .gather("x", &HostTensor::from_f32(vec![6, 2], &values))
+                .is_err()
+        );
     }
 
     #[test]
     fn names_and_tensors_go_to_peft_and_back() {
-        let layout = PackedLayout { enabled: [true, false, true], r: 2 };
+        let layout = PackedLayout {
+            enabled: [true, false, true],
+            r: 2,
+        };
         let ours: IndexMap<String, HostTensor<'_>> = [
-            ("l.0.self_attn.Wqkv.lora_A", HostTensor::from_f32(vec![4, 1], &[1.0, 2.0, 3.0, 4.0])),
-            ("l.0.self_attn.Wqkv.lora_B", HostTensor::from_f32(vec![2, 2], &[5.0, 6.0, 7.0, 8.0])),
-            ("l.0.self_attn.in_proj_bias", HostTensor::from_f32(vec![3], &[0.0, 1.0, 2.0])),
-            ("cls_decoder.out_layer.bias", HostTensor::from_f32(vec![1], &[9.0])),
+            (
+                "l.0.self_attn.Wqkv.lora_A",
+                HostTensor::from_f32(vec![4, 1], &[1.0, 2.0, 3.0, 4.0]),
+            ),
+            (
+                "l.0.self_attn.Wqkv.lora_B",
+                HostTensor::from_f32(vec![2, 2], &[5.0, 6.0, 7.0, 8.0]),
+            ),
+            (
+                "l.0.self_attn.in_proj_bias",
+                HostTensor::from_f32(vec![3], &[0.0, 1.0, 2.0]),
+            ),
+            (
+                "cls_decoder.out_layer.bias",
+                HostTensor::from_f32(vec![1], &[9.0]),
+            ),
         ]
         .map(|(name, tensor)| (name.to_owned(), tensor))
         .into();
@@ -286,7 +332,16 @@ mod tests {
         let expected = [5.0, 6.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 7.0, 8.0];
         assert_eq!(peft[1].1.to_f32().unwrap(), expected);
         assert_eq!(layout.from_peft(peft).unwrap(), ours);
-        let wrong = [("x.lora_A".to_owned(), HostTensor::from_f32(vec![3, 1], &[0.0; 3]))];
-        assert!(layout.to_peft(wrong).unwrap_err().to_string().contains("expected [4, D]"));
+        let wrong = [(
+            "x.lora_A".to_owned(),
+            HostTensor::from_f32(vec![3, 1], &[0.0; 3]),
+        )];
+        assert!(
+            layout
+                .to_peft(wrong)
+                .unwrap_err()
+                .to_string()
+                .contains("expected [4, D]")
+        );
     }
 }

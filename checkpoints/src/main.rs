@@ -51,7 +51,11 @@ enum Command {
     #[command(after_help = exit::HELP)]
     Export {
         /// The run directory; its best checkpoint is taken, or the newest if none is marked best.
-        #[arg(long, required_unless_present = "checkpoint", conflicts_with = "checkpoint")]
+        #[arg(
+            long,
+            required_unless_present = "checkpoint",
+            conflicts_with = "checkpoint"
+        )]
         run: Option<PathBuf>,
         /// A checkpoint directory inside a run directory.
         #[arg(long)]
@@ -67,10 +71,17 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            return code(if error.use_stderr() { exit::CONFIG } else { exit::OK });
+            return code(if error.use_stderr() {
+                exit::CONFIG
+            } else {
+                exit::OK
+            });
         }
     };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     match run(cli.command) {
         Ok(()) => code(exit::OK),
         Err(error) => {
@@ -84,14 +95,20 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Inspect { path, json } => {
             let found = inspect::inspect(existing(&path)?)?;
-            let text = if json { format!("{:#}\n", found.to_json()) } else { found.to_string() };
+            let text = if json {
+                format!("{:#}\n", found.to_json())
+            } else {
+                found.to_string()
+            };
             print(&text)
         }
         Command::Verify { path } => print(&inspect::verify(existing(&path)?)?),
-        Command::Convert { input, output } => {
-            print(&convert::convert(existing(&input)?, &output)?)
-        }
-        Command::Export { run, checkpoint, output } => {
+        Command::Convert { input, output } => print(&convert::convert(existing(&input)?, &output)?),
+        Command::Export {
+            run,
+            checkpoint,
+            output,
+        } => {
             let checkpoint = match (checkpoint, run) {
                 (Some(checkpoint), _) => checkpoint,
                 (None, Some(run)) => convert::choose_checkpoint(existing(&run)?)?,

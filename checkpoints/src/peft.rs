@@ -110,9 +110,7 @@ pub fn write_adapter(
 /// # Errors
 /// When a file is missing or malformed, a key lacks the prefix, or the file was written by a newer
 /// version.
-pub fn read_adapter(
-    dir: &Path,
-) -> Result<(AdapterConfig, IndexMap<String, HostTensor<'static>>)> {
+pub fn read_adapter(dir: &Path) -> Result<(AdapterConfig, IndexMap<String, HostTensor<'static>>)> {
     for name in [CONFIG_FILE, TENSOR_FILE] {
         if !dir.join(name).is_file() {
             return Err(Error::MissingFile {
@@ -184,15 +182,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("adapter");
         let tensors = vec![
-            ("cls.bias".to_owned(), HostTensor::from_f32(vec![2], &[1.0, 2.0])),
-            ("a.weight".to_owned(), HostTensor::from_f32(vec![1, 2], &[3.0, 4.0])),
+            (
+                "cls.bias".to_owned(),
+                HostTensor::from_f32(vec![2], &[1.0, 2.0]),
+            ),
+            (
+                "a.weight".to_owned(),
+                HostTensor::from_f32(vec![1, 2], &[3.0, 4.0]),
+            ),
         ];
         write_adapter(&path, &config(), &tensors).unwrap();
         let file = TensorFile::open(&path.join(TENSOR_FILE)).unwrap();
         assert_eq!(file.metadata()["format"], "pt");
         let mut names: Vec<_> = file.names().collect();
         names.sort_unstable();
-        assert_eq!(names, ["base_model.model.a.weight", "base_model.model.cls.bias"]);
+        assert_eq!(
+            names,
+            ["base_model.model.a.weight", "base_model.model.cls.bias"]
+        );
         let (read, map) = read_adapter(&path).unwrap();
         assert_eq!(read, config());
         assert_eq!(map, tensors.into_iter().collect::<IndexMap<_, _>>());

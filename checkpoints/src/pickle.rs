@@ -105,7 +105,11 @@ enum Object {
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
-    Storage { key: String, dtype: Dtype, len: usize },
+    Storage {
+        key: String,
+        dtype: Dtype,
+        len: usize,
+    },
     Tensor(TensorRecord),
 }
 
@@ -136,7 +140,11 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Records> {
             bytes.len()
         ));
     }
-    let mut machine = Machine { input: bytes, at: 0, ..Machine::default() };
+    let mut machine = Machine {
+        input: bytes,
+        at: 0,
+        ..Machine::default()
+    };
     let root = machine.run()?;
     machine.state_dict(root)
 }
@@ -281,7 +289,10 @@ impl Machine<'_> {
     // Reading the input.
 
     fn take(&mut self, count: usize) -> Result<&[u8]> {
-        let end = self.at.checked_add(count).filter(|&end| end <= self.input.len());
+        let end = self
+            .at
+            .checked_add(count)
+            .filter(|&end| end <= self.input.len());
         let Some(end) = end else {
             return malformed("it ends in the middle");
         };
@@ -313,7 +324,11 @@ impl Machine<'_> {
         if len > 8 {
             return malformed("an integer has more than 64 bits");
         }
-        let fill = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 };
+        let fill = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) {
+            0xff
+        } else {
+            0
+        };
         let mut full = [fill; 8];
         full[..len].copy_from_slice(bytes);
         Ok(i64::from_le_bytes(full))
@@ -435,9 +450,10 @@ impl Machine<'_> {
     fn short_tuple(&self, id: Id, most: usize) -> Result<Vec<Id>> {
         match self.object(id) {
             Object::Tuple(items) if items.len() <= most => Ok(items.clone()),
-            Object::Tuple(items) => {
-                malformed(format!("a tuple has {} items where {most} are the most", items.len()))
-            }
+            Object::Tuple(items) => malformed(format!(
+                "a tuple has {} items where {most} are the most",
+                items.len()
+            )),
             other => malformed(format!("{} stands where a tuple must", other.kind())),
         }
     }
@@ -567,7 +583,10 @@ impl Machine<'_> {
 
     fn state_dict(&self, root: Id) -> Result<Records> {
         let Object::Dict(entries) = self.object(root) else {
-            return malformed(format!("it holds {}, not a dict of tensors", self.object(root).kind()));
+            return malformed(format!(
+                "it holds {}, not a dict of tensors",
+                self.object(root).kind()
+            ));
         };
         let mut entries = entries;
         for wanted in ["model_state_dict", "state_dict"] {
@@ -599,7 +618,13 @@ impl Machine<'_> {
         if records.tensors.is_empty() {
             return malformed(format!(
                 "its dict holds no tensors, only [{}]",
-                records.others.iter().take(10).cloned().collect::<Vec<_>>().join(", ")
+                records
+                    .others
+                    .iter()
+                    .take(10)
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ));
         }
         Ok(records)

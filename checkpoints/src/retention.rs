@@ -21,7 +21,11 @@ pub fn to_delete(candidates: &[Candidate], best: Option<u64>, keep_last: usize) 
     let mut delete = Vec::new();
     for candidate in newest_first {
         let keep = Some(candidate.step) == best
-            || if candidate.good { good_seen < keep_last.max(1) } else { good_seen == 0 };
+            || if candidate.good {
+                good_seen < keep_last.max(1)
+            } else {
+                good_seen == 0
+            };
         good_seen += usize::from(candidate.good);
         if !keep {
             delete.push(candidate.step);
@@ -66,10 +70,21 @@ mod tests {
     #[test]
     fn damaged_ones_go_once_something_newer_is_good() {
         let all = |list: &[(u64, bool)]| -> Vec<Candidate> {
-            list.iter().map(|&(step, good)| Candidate { step, good }).collect()
+            list.iter()
+                .map(|&(step, good)| Candidate { step, good })
+                .collect()
         };
-        assert_eq!(to_delete(&all(&[(1, false), (2, true), (3, false)]), None, 2), [1]);
-        assert_eq!(to_delete(&all(&[(1, false), (2, false)]), None, 1), Vec::<u64>::new());
-        assert_eq!(to_delete(&all(&[(1, true), (2, true), (3, true)]), Some(1), 1), [2]);
+        assert_eq!(
+            to_delete(&all(&[(1, false), (2, true), (3, false)]), None, 2),
+            [1]
+        );
+        assert_eq!(
+            to_delete(&all(&[(1, false), (2, false)]), None, 1),
+            Vec::<u64>::new()
+        );
+        assert_eq!(
+            to_delete(&all(&[(1, true), (2, true), (3, true)]), Some(1), 1),
+            [2]
+        );
     }
 }

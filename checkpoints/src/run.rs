@@ -72,7 +72,9 @@ fn parse_step(name: &str) -> Option<u64> {
 impl CheckpointStore {
     /// The store of a run directory; nothing is created yet.
     pub fn new(run_dir: &Path) -> Self {
-        Self { run: run_dir.to_owned() }
+        Self {
+            run: run_dir.to_owned(),
+        }
     }
 
     fn checkpoints(&self) -> PathBuf {
@@ -174,7 +176,10 @@ impl CheckpointStore {
     /// When there is no such checkpoint or the file cannot be written.
     pub fn mark_best(&self, step: u64) -> Result<()> {
         if !self.path(step).is_dir() {
-            return Err(Error::NoStep { run: self.run.clone(), step });
+            return Err(Error::NoStep {
+                run: self.run.clone(),
+                step,
+            });
         }
         self.point("BEST", step)
     }
@@ -186,7 +191,10 @@ impl CheckpointStore {
     pub fn best(&self) -> Result<Option<PathBuf>> {
         match self.best_step()? {
             Some(step) if self.path(step).is_dir() => Ok(Some(self.path(step))),
-            Some(step) => Err(Error::NoStep { run: self.run.clone(), step }),
+            Some(step) => Err(Error::NoStep {
+                run: self.run.clone(),
+                step,
+            }),
             None => Ok(None),
         }
     }
@@ -199,12 +207,18 @@ impl CheckpointStore {
         let text = fsx::read_to_string(&file)?;
         let step = parse_step(text.trim());
         step.map(Some).ok_or_else(|| {
-            Error::content(&file, format!("must name a checkpoint, got `{}`", text.trim()))
+            Error::content(
+                &file,
+                format!("must name a checkpoint, got `{}`", text.trim()),
+            )
         })
     }
 
     fn point(&self, name: &str, step: u64) -> Result<()> {
-        fsx::write_atomic(&self.run.join(name), format!("{}\n", step_name(step)).as_bytes())
+        fsx::write_atomic(
+            &self.run.join(name),
+            format!("{}\n", step_name(step)).as_bytes(),
+        )
     }
 
     /// Deletes what [`to_delete`] allows and returns the deleted steps. Newer checkpoints are
@@ -218,7 +232,9 @@ impl CheckpointStore {
         let mut candidates = Vec::new();
         for Listed { step, path } in self.list()?.into_iter().rev() {
             let good = if newest_is_known {
-                read_manifest(&path).and_then(|m| check_sizes(&path, &m)).is_ok()
+                read_manifest(&path)
+                    .and_then(|m| check_sizes(&path, &m))
+                    .is_ok()
             } else {
                 verify_checkpoint(&path).is_ok()
             };
@@ -245,7 +261,10 @@ pub fn verify_checkpoint(path: &Path) -> Result<Manifest> {
         if found != record.blake3 {
             return Err(Error::Unverified {
                 path: path.to_owned(),
-                reason: format!("`{name}` has changed: BLAKE3 {found}, expected {}", record.blake3),
+                reason: format!(
+                    "`{name}` has changed: BLAKE3 {found}, expected {}",
+                    record.blake3
+                ),
             });
         }
     }
@@ -258,9 +277,14 @@ pub fn verify_checkpoint(path: &Path) -> Result<Manifest> {
 /// When it is missing, malformed, of another version, or names a file outside the directory.
 pub fn read_manifest(path: &Path) -> Result<Manifest> {
     let file = path.join(MANIFEST);
-    let unverified = |reason: String| Error::Unverified { path: path.to_owned(), reason };
+    let unverified = |reason: String| Error::Unverified {
+        path: path.to_owned(),
+        reason,
+    };
     if !file.is_file() {
-        return Err(unverified("it has no manifest.json, so it is not complete".to_owned()));
+        return Err(unverified(
+            "it has no manifest.json, so it is not complete".to_owned(),
+        ));
     }
     let manifest: Manifest = serde_json::from_slice(&fsx::read(&file)?)
         .map_err(|e| unverified(format!("its manifest.json is malformed: {e}")))?;
@@ -271,10 +295,14 @@ pub fn read_manifest(path: &Path) -> Result<Manifest> {
         )));
     }
     let inside = |name: &&String| {
-        Path::new(name).components().all(|c| matches!(c, std::path::Component::Normal(_)))
+        Path::new(name)
+            .components()
+            .all(|c| matches!(c, std::path::Component::Normal(_)))
     };
     if let Some(name) = manifest.files.keys().find(|name| !inside(name)) {
-        return Err(unverified(format!("its manifest names `{name}`, which lies outside of it")));
+        return Err(unverified(format!(
+            "its manifest names `{name}`, which lies outside of it"
+        )));
     }
     Ok(manifest)
 }
@@ -287,7 +315,10 @@ fn check_sizes(path: &Path, manifest: &Manifest) -> Result<()> {
             Ok(bytes) => format!("`{name}` has {bytes} bytes, expected {}", record.bytes),
             Err(_) => format!("`{name}` is missing"),
         };
-        return Err(Error::Unverified { path: path.to_owned(), reason });
+        return Err(Error::Unverified {
+            path: path.to_owned(),
+            reason,
+        });
     }
     Ok(())
 }
@@ -305,12 +336,16 @@ fn write_manifest(dir: &Path, step: u64) -> Result<u64> {
     let mut files = BTreeMap::new();
     for (relative, bytes) in fsx::files_below(dir)? {
         let blake3 = hash_file(&dir.join(&relative))?;
-        let name = relative.to_str().ok_or_else(|| {
-            Error::content(&dir.join(&relative), "has a name that is not UTF-8")
-        })?;
+        let name = relative
+            .to_str()
+            .ok_or_else(|| Error::content(&dir.join(&relative), "has a name that is not UTF-8"))?;
         files.insert(name.to_owned(), FileRecord { bytes, blake3 });
     }
-    let manifest = Manifest { format_version: MANIFEST_VERSION, step, files };
+    let manifest = Manifest {
+        format_version: MANIFEST_VERSION,
+        step,
+        files,
+    };
     let total: u64 = manifest.files.values().map(|record| record.bytes).sum();
     let path = dir.join(MANIFEST);
     let text = serde_json::to_string_pretty(&manifest)

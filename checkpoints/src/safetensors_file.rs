@@ -48,7 +48,10 @@ fn to_safetensors(dtype: Dtype) -> safetensors::Dtype {
 /// Reads the header; tensors stay where they are.
 pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
     let damaged = |e: safetensors::SafeTensorError| {
-        Error::damaged(path, format!("its safetensors header does not fit its content: {e}"))
+        Error::damaged(
+            path,
+            format!("its safetensors header does not fit its content: {e}"),
+        )
     };
     let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
     let base = 8 + header;
@@ -57,9 +60,14 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
         contents.metadata = map.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     }
     for name in metadata.offset_keys() {
-        let info = metadata.info(&name).expect("the name comes from the header");
+        let info = metadata
+            .info(&name)
+            .expect("the name comes from the header");
         let dtype = from_safetensors(info.dtype).ok_or_else(|| {
-            Error::content(path, format!("tensor `{name}` has the unsupported type {:?}", info.dtype))
+            Error::content(
+                path,
+                format!("tensor `{name}` has the unsupported type {:?}", info.dtype),
+            )
         })?;
         let (start, end) = info.data_offsets;
         let entry = Entry {
@@ -87,7 +95,10 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, HostTensor<'_>)]) -> R
     });
     let mut names = HashSet::new();
     if let Some((name, _)) = sorted.iter().find(|(name, _)| !names.insert(name)) {
-        return Err(Error::content(path, format!("tensor `{name}` appears twice")));
+        return Err(Error::content(
+            path,
+            format!("tensor `{name}` appears twice"),
+        ));
     }
     let mut infos = Vec::with_capacity(sorted.len());
     let mut offset = 0;
@@ -104,15 +115,18 @@ pub fn write_safetensors(path: &Path, tensors: &[(String, HostTensor<'_>)]) -> R
         offset = end;
     }
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let metadata = Metadata::new(Some(format), infos)
-        .map_err(|e| Error::content(path, format!("a tensor's data does not fit its shape: {e}")))?;
+    let metadata = Metadata::new(Some(format), infos).map_err(|e| {
+        Error::content(path, format!("a tensor's data does not fit its shape: {e}"))
+    })?;
     let mut header = serde_json::to_vec(&metadata)
         .map_err(|e| Error::content(path, format!("header cannot be written: {e}")))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     fsx::write_atomic_with(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        sorted.iter().try_for_each(|(_, tensor)| file.write_all(&tensor.data))
+        sorted
+            .iter()
+            .try_for_each(|(_, tensor)| file.write_all(&tensor.data))
     })
 }
 
@@ -170,7 +184,13 @@ mod tests {
         ];
         let message = write_safetensors(&path, &twice).unwrap_err().to_string();
         assert!(message.contains("tensor `w` appears twice"), "{message}");
-        let short = [("w".to_owned(), HostTensor { shape: vec![2], ..one.clone() })];
+        let short = [(
+            "w".to_owned(),
+            HostTensor {
+                shape: vec![2],
+                ..one.clone()
+            },
+        )];
         let message = write_safetensors(&path, &short).unwrap_err().to_string();
         assert!(message.contains("does not fit its shape"), "{message}");
         assert!(!path.exists());

@@ -105,8 +105,16 @@ impl HostTensor<'_> {
         shape: Vec<usize>,
         values: &[T],
     ) -> HostTensor<'static> {
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "shape {shape:?}");
-        HostTensor { dtype, shape, data: Cow::Owned(bytemuck::cast_slice(values).to_vec()) }
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "shape {shape:?}"
+        );
+        HostTensor {
+            dtype,
+            shape,
+            data: Cow::Owned(bytemuck::cast_slice(values).to_vec()),
+        }
     }
 
     /// Number of elements.
@@ -127,12 +135,21 @@ impl HostTensor<'_> {
         let bytes = &self.data;
         Ok(match self.dtype {
             Dtype::F32 => elements(bytes, f32::from_le_bytes).collect(),
-            Dtype::F16 => elements(bytes, half::f16::from_le_bytes).map(half::f16::to_f32).collect(),
-            Dtype::BF16 => {
-                elements(bytes, half::bf16::from_le_bytes).map(half::bf16::to_f32).collect()
+            Dtype::F16 => elements(bytes, half::f16::from_le_bytes)
+                .map(half::f16::to_f32)
+                .collect(),
+            Dtype::BF16 => elements(bytes, half::bf16::from_le_bytes)
+                .map(half::bf16::to_f32)
+                .collect(),
+            Dtype::F64 => elements(bytes, f64::from_le_bytes)
+                .map(|x| x as f32)
+                .collect(),
+            found => {
+                return Err(Error::Dtype {
+                    expected: "a floating type",
+                    found,
+                });
             }
-            Dtype::F64 => elements(bytes, f64::from_le_bytes).map(|x| x as f32).collect(),
-            found => return Err(Error::Dtype { expected: "a floating type", found }),
         })
     }
 
@@ -143,7 +160,10 @@ impl HostTensor<'_> {
     pub fn to_i64(&self) -> Result<Vec<i64>> {
         match self.dtype {
             Dtype::I64 => Ok(elements(&self.data, i64::from_le_bytes).collect()),
-            found => Err(Error::Dtype { expected: "I64", found }),
+            found => Err(Error::Dtype {
+                expected: "I64",
+                found,
+            }),
         }
     }
 
@@ -162,7 +182,11 @@ fn elements<const N: usize, T>(
     bytes: &[u8],
     convert: impl Fn([u8; N]) -> T,
 ) -> impl Iterator<Item = T> {
-    bytes.as_chunks::<N>().0.iter().map(move |chunk| convert(*chunk))
+    bytes
+        .as_chunks::<N>()
+        .0
+        .iter()
+        .map(move |chunk| convert(*chunk))
 }
 
 /// Kinds of tensor files.
@@ -233,7 +257,12 @@ impl TensorFile {
             FileFormat::Safetensors => crate::safetensors_file::read(path, &map)?,
             FileFormat::TorchZip => crate::torch_zip::read(path, &map)?,
         };
-        Ok(Self { path: path.to_owned(), map, format, contents })
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            format,
+            contents,
+        })
     }
 
     /// The path it was opened by.
@@ -263,7 +292,10 @@ impl TensorFile {
 
     /// Type and shape of a tensor.
     pub fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
-        self.contents.tensors.get(name).map(|entry| (entry.dtype, &entry.shape[..]))
+        self.contents
+            .tensors
+            .get(name)
+            .map(|entry| (entry.dtype, &entry.shape[..]))
     }
 
     /// A tensor; copied only when its elements do not lie in row-major order.
@@ -271,23 +303,30 @@ impl TensorFile {
     /// # Errors
     /// When there is none of this name.
     pub fn get(&self, name: &str) -> Result<HostTensor<'_>> {
-        let entry = self.contents.tensors.get(name).ok_or_else(|| Error::NoTensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-        })?;
+        let entry = self
+            .contents
+            .tensors
+            .get(name)
+            .ok_or_else(|| Error::NoTensor {
+                path: self.path.clone(),
+                name: name.to_owned(),
+            })?;
         let bytes = &self.map[entry.bytes.clone()];
         let data = match &entry.strides {
             None => Cow::Borrowed(bytes),
-            Some(strides) => {
-                Cow::Owned(gather(bytes, entry.dtype.size(), &entry.shape, strides))
-            }
+            Some(strides) => Cow::Owned(gather(bytes, entry.dtype.size(), &entry.shape, strides)),
         };
-        Ok(HostTensor { dtype: entry.dtype, shape: entry.shape.clone(), data })
+        Ok(HostTensor {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            data,
+        })
     }
 
     /// Every tensor with its name, in the order of the file.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, HostTensor<'_>)> {
-        self.names().map(|name| (name, self.get(name).expect("the name comes from the file")))
+        self.names()
+            .map(|name| (name, self.get(name).expect("the name comes from the file")))
     }
 
     /// Reads every byte and compares the checksums that the format has.
@@ -326,7 +365,10 @@ fn detect(path: &Path, bytes: &[u8]) -> Result<FileFormat> {
             "load it with torch and save it again: the zip format is the default since PyTorch 1.6",
         ));
     }
-    Err(format("its first bytes are those of neither safetensors nor zip", EXPECTED))
+    Err(format(
+        "its first bytes are those of neither safetensors nor zip",
+        EXPECTED,
+    ))
 }
 
 /// Copies strided elements into row-major order.
@@ -335,7 +377,11 @@ fn gather(bytes: &[u8], size: usize, shape: &[usize], strides: &[usize]) -> Vec<
     let mut out = Vec::with_capacity(count * size);
     let mut index = vec![0_usize; shape.len()];
     for _ in 0..count {
-        let at: usize = index.iter().zip(strides).map(|(i, stride)| i * stride).sum();
+        let at: usize = index
+            .iter()
+            .zip(strides)
+            .map(|(i, stride)| i * stride)
+            .sum();
         out.extend_from_slice(&bytes[at * size..(at + 1) * size]);
         for axis in (0..shape.len()).rev() {
             index[axis] += 1;
@@ -363,9 +409,20 @@ mod tests {
         assert_eq!(tensor(Dtype::F16, &half).to_f32().unwrap(), [-1.5]);
         let brain = half::bf16::from_f32(3.0).to_le_bytes();
         assert_eq!(tensor(Dtype::BF16, &brain).to_f32().unwrap(), [3.0]);
-        assert_eq!(tensor(Dtype::F64, &0.25_f64.to_le_bytes()).to_f32().unwrap(), [0.25]);
-        let message = HostTensor::from_i64(vec![1], &[3]).to_f32().unwrap_err().to_string();
-        assert_eq!(message, "tensor of type I64 where a floating type is needed");
+        assert_eq!(
+            tensor(Dtype::F64, &0.25_f64.to_le_bytes())
+                .to_f32()
+                .unwrap(),
+            [0.25]
+        );
+        let message = HostTensor::from_i64(vec![1], &[3])
+            .to_f32()
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            message,
+            "tensor of type I64 where a floating type is needed"
+        );
         assert!(HostTensor::from_f32(vec![1], &[3.0]).to_i64().is_err());
     }
 }

@@ -14,7 +14,10 @@ use crate::tensor::{Contents, Entry};
 
 fn archive<'a>(path: &Path, bytes: &'a [u8]) -> Result<ZipArchive<Cursor<&'a [u8]>>> {
     ZipArchive::new(Cursor::new(bytes)).map_err(|e| {
-        Error::damaged(path, format!("its zip directory cannot be read ({e}): is it truncated?"))
+        Error::damaged(
+            path,
+            format!("its zip directory cannot be read ({e}): is it truncated?"),
+        )
     })
 }
 
@@ -27,8 +30,10 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>> {
         let file = archive
             .by_index_raw(index)
             .map_err(|e| damaged(&format!("cannot be located ({e})")))?;
-        let name =
-            file.name().map_err(|_| damaged("has an unreadable name"))?.into_owned();
+        let name = file
+            .name()
+            .map_err(|_| damaged("has an unreadable name"))?
+            .into_owned();
         if file.compression() != CompressionMethod::Stored || file.encrypted() {
             return Err(damaged(&format!(
                 "(`{name}`) is compressed or encrypted, which torch.save never does"
@@ -50,7 +55,9 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>> {
 /// Reads the pickle and locates every tensor.
 pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
     let entries = entries(path, bytes)?;
-    let mut pickles = entries.keys().filter_map(|name| name.strip_suffix("data.pkl"));
+    let mut pickles = entries
+        .keys()
+        .filter_map(|name| name.strip_suffix("data.pkl"));
     let (Some(prefix), None) = (pickles.next(), pickles.next()) else {
         return Err(Error::Format {
             path: path.to_owned(),
@@ -72,14 +79,25 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
     }
     let pickle = &bytes[entries[&format!("{prefix}data.pkl")].clone()];
     let records = pickle::read(pickle).map_err(|e| match e {
-        PickleError::Forbidden(class) => Error::ForbiddenClass { path: path.to_owned(), class },
+        PickleError::Forbidden(class) => Error::ForbiddenClass {
+            path: path.to_owned(),
+            class,
+        },
         PickleError::Malformed(reason) => Error::damaged(path, format!("its pickle: {reason}")),
     })?;
-    let mut contents = Contents { others: records.others, ..Contents::default() };
+    let mut contents = Contents {
+        others: records.others,
+        ..Contents::default()
+    };
     for (name, record) in records.tensors {
-        let storage = entries.get(&format!("{prefix}data/{}", record.storage)).ok_or_else(|| {
-            Error::damaged(path, format!("tensor `{name}` has no storage `{}`", record.storage))
-        })?;
+        let storage = entries
+            .get(&format!("{prefix}data/{}", record.storage))
+            .ok_or_else(|| {
+                Error::damaged(
+                    path,
+                    format!("tensor `{name}` has no storage `{}`", record.storage),
+                )
+            })?;
         let entry = locate(&record, storage)
             .map_err(|reason| Error::damaged(path, format!("tensor `{name}` {reason}")))?;
         contents.tensors.insert(name, entry);
@@ -113,12 +131,20 @@ fn locate(record: &TensorRecord, storage: &Range<usize>) -> Result<Entry, String
     let reach = if count == 0 {
         0
     } else {
-        let last = record.shape.iter().zip(&record.strides).try_fold(0_usize, |sum, (&n, &s)| {
-            sum.checked_add((n - 1).checked_mul(s)?)
-        });
-        last.and_then(|last| last.checked_add(1)).ok_or_else(outside)?
+        let last = record
+            .shape
+            .iter()
+            .zip(&record.strides)
+            .try_fold(0_usize, |sum, (&n, &s)| {
+                sum.checked_add((n - 1).checked_mul(s)?)
+            });
+        last.and_then(|last| last.checked_add(1))
+            .ok_or_else(outside)?
     };
-    let end = record.offset.checked_add(reach).filter(|&end| end <= record.storage_len);
+    let end = record
+        .offset
+        .checked_add(reach)
+        .filter(|&end| end <= record.storage_len);
     let end = end.ok_or_else(outside)?;
     if count > record.storage_len {
         return Err("repeats elements of its storage, which is not supported".to_owned());
@@ -138,11 +164,16 @@ fn is_contiguous(record: &TensorRecord) -> bool {
         return true;
     }
     let mut expected = 1;
-    record.shape.iter().zip(&record.strides).rev().all(|(&n, &stride)| {
-        let fits = n <= 1 || stride == expected;
-        expected *= n.max(1);
-        fits
-    })
+    record
+        .shape
+        .iter()
+        .zip(&record.strides)
+        .rev()
+        .all(|(&n, &stride)| {
+            let fits = n <= 1 || stride == expected;
+            expected *= n.max(1);
+            fits
+        })
 }
 
 /// Compares the checksum of every entry.
@@ -151,7 +182,9 @@ pub(crate) fn verify(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut buffer = vec![0; 1 << 20];
     for index in 0..archive.len() {
         let damaged = |e: String| Error::damaged(path, format!("zip entry {index}: {e}"));
-        let mut file = archive.by_index(index).map_err(|e| damaged(e.to_string()))?;
+        let mut file = archive
+            .by_index(index)
+            .map_err(|e| damaged(e.to_string()))?;
         // The archive compares the CRC when the entry is read to its end.
         while file.read(&mut buffer).map_err(|e| damaged(e.to_string()))? > 0 {}
     }

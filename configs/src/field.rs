@@ -13,7 +13,10 @@ pub(crate) struct Mismatch {
 
 impl Mismatch {
     pub(crate) fn new(expected: impl Into<String>) -> Self {
-        Self { expected: expected.into(), choices: Vec::new() }
+        Self {
+            expected: expected.into(),
+            choices: Vec::new(),
+        }
     }
 }
 
@@ -27,7 +30,9 @@ pub(crate) trait Field: Sized {
 
 impl Field for bool {
     fn parse(value: &Value) -> Result<Self, Mismatch> {
-        value.as_bool().ok_or_else(|| Mismatch::new("`true` or `false`"))
+        value
+            .as_bool()
+            .ok_or_else(|| Mismatch::new("`true` or `false`"))
     }
     fn render(&self) -> Option<Value> {
         Some(Value::Boolean(*self))
@@ -71,7 +76,10 @@ integer_field! {
 
 impl Field for String {
     fn parse(value: &Value) -> Result<Self, Mismatch> {
-        value.as_str().map(str::to_owned).ok_or_else(|| Mismatch::new("a string"))
+        value
+            .as_str()
+            .map(str::to_owned)
+            .ok_or_else(|| Mismatch::new("a string"))
     }
     fn render(&self) -> Option<Value> {
         Some(Value::String(self.clone()))
@@ -80,7 +88,10 @@ impl Field for String {
 
 impl Field for PathBuf {
     fn parse(value: &Value) -> Result<Self, Mismatch> {
-        value.as_str().map(PathBuf::from).ok_or_else(|| Mismatch::new("a path in quotes"))
+        value
+            .as_str()
+            .map(PathBuf::from)
+            .ok_or_else(|| Mismatch::new("a path in quotes"))
     }
     fn render(&self) -> Option<Value> {
         Some(Value::String(self.to_string_lossy().into_owned()))
@@ -104,7 +115,10 @@ impl<T: Field> Field for Vec<T> {
             .iter()
             .map(T::parse)
             .collect::<Result<_, _>>()
-            .map_err(|e| Mismatch { expected: list(&e.expected), choices: e.choices })
+            .map_err(|e| Mismatch {
+                expected: list(&e.expected),
+                choices: e.choices,
+            })
     }
     fn render(&self) -> Option<Value> {
         Some(Value::Array(self.iter().filter_map(T::render).collect()))

@@ -60,5 +60,9 @@ impl Resolved {
 
 /// The origin on one line: a file name may hold characters that end a comment.
 fn comment(origin: &Origin) -> String {
-    origin.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    origin
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }

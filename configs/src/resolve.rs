@@ -60,6 +60,8 @@ struct Given {
 /// The given values and the mistakes found while sections take theirs.
 pub(crate) struct Reader {
     given: IndexMap<String, Given>,
+    /// Where each key and table of the file begins.
+    in_file: BTreeMap<String, At>,
     /// Where each key that a section took was written.
     pub(crate) places: IndexMap<&'static str, At>,
     /// Keys whose value was refused; their default stands in and is not checked further.
@@ -122,15 +124,24 @@ impl Reader {
                 unknown_sections.entry(key).or_insert(given.at);
             } else if section.is_empty() || sections.contains_key(section) {
                 let suggestion = suggest_key(section, leaf, &sections);
-                self.errors.push(ConfigError::UnknownKey { at: given.at, key, suggestion });
+                self.errors.push(ConfigError::UnknownKey {
+                    at: given.at,
+                    key,
+                    suggestion,
+                });
             } else {
-                unknown_sections.entry(section.to_owned()).or_insert(given.at);
+                let at = self.in_file.get(section).cloned().unwrap_or(given.at);
+                unknown_sections.entry(section.to_owned()).or_insert(at);
             }
         }
         for (section, at) in unknown_sections {
             let suggestion = nearest(&section, sections.keys().copied())
                 .map(|name| format!("did you mean `[{name}]`?"));
-            self.errors.push(ConfigError::UnknownSection { at, section, suggestion });
+            self.errors.push(ConfigError::UnknownSection {
+                at,
+                section,
+                suggestion,
+            });
         }
     }
 }
@@ -144,24 +155,36 @@ pub fn resolve(
     file: Option<(&Path, &str)>,
     overrides: &[String],
 ) -> Result<Resolved, ConfigErrors> {
-    let mut given = IndexMap::new();
-    if let Some((path, text)) = file {
-        given = read_text(path, text).map_err(ConfigErrors::new)?;
-    }
+    let (mut given, in_file) = match file {
+        Some((path, text)) => read_text(path, text).map_err(ConfigErrors::new)?,
+        None => Default::default(),
+    };
     let mut errors = Vec::new();
     for text in overrides {
         match read_override(text) {
             Some((key, value)) => {
                 let at = At::Override(text.clone());
                 flatten(&key, value, &mut |key, value| {
-                    given.insert(key, Given { value, at: at.clone() });
+                    given.insert(
+                        key,
+                        Given {
+                            value,
+                            at: at.clone(),
+                        },
+                    );
                 });
             }
             None => errors.push(ConfigError::Override { text: text.clone() }),
         }
     }
-    let mut reader =
-        Reader { given, places: IndexMap::new(), refused: HashSet::new(), errors };
+    let (places, refused) = (IndexMap::new(), HashSet::new());
+    let mut reader = Reader {
+        given,
+        in_file,
+        places,
+        refused,
+        errors,
+    };
     let mut config = Config {
         run: RunSection::read(&mut reader),
         data: DataSection::read(&mut reader),
@@ -194,7 +217,10 @@ pub fn resolve(
 pub fn load(path: &Path, overrides: &[String]) -> Result<Resolved, ConfigErrors> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let reason = error.to_string();
-        ConfigErrors::new(vec![ConfigError::Read { path: path.to_owned(), reason }])
+        ConfigErrors::new(vec![ConfigError::Read {
+            path: path.to_owned(),
+            reason,
+        }])
     })?;
     resolve(Some((path, &text)), overrides)
 }
@@ -236,13 +262,21 @@ fn sections() -> IndexMap<&'static str, Keys> {
     ])
 }
 
-/// Values and lines of a TOML text by dotted key; empty tables are kept as themselves.
-fn read_text(path: &Path, text: &str) -> Result<IndexMap<String, Given>, Vec<ConfigError>> {
+/// Values by dotted key, empty tables kept as themselves, and where each key or table begins.
+type Text = (IndexMap<String, Given>, BTreeMap<String, At>);
+
+fn read_text(path: &Path, text: &str) -> Result<Text, Vec<ConfigError>> {
     let line_of = |offset: usize| {
         let end = offset.min(text.len());
-        1 + text.as_bytes()[..end].iter().filter(|&&byte| byte == b'\n').count()
+        1 + text.as_bytes()[..end]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count()
     };
-    let at = |offset| At::File { path: path.to_owned(), line: line_of(offset) };
+    let at = |offset| At::File {
+        path: path.to_owned(),
+        line: line_of(offset),
+    };
     let syntax = |error: &toml::de::Error| ConfigError::Syntax {
         at: at(error.span().map_or(0, |span| span.start)),
         reason: error.message().trim().replace('\n', ", "),
@@ -257,13 +291,27 @@ fn read_text(path: &Path, text: &str) -> Result<IndexMap<String, Given>, Vec<Con
     let mut given = IndexMap::new();
     flatten("", Value::Table(values), &mut |key, value| {
         let offset = offsets.get(&key).copied().unwrap_or(0);
-        given.insert(key, Given { value, at: at(offset) });
+        given.insert(
+            key,
+            Given {
+                value,
+                at: at(offset),
+            },
+        );
     });
-    Ok(given)
+    let places = offsets
+        .into_iter()
+        .map(|(key, offset)| (key, at(offset)))
+        .collect();
+    Ok((given, places))
 }
 
 fn join(prefix: &str, key: &str) -> String {
-    if prefix.is_empty() { key.to_owned() } else { format!("{prefix}.{key}") }
+    if prefix.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{prefix}.{key}")
+    }
 }
 
 fn key_offsets(prefix: &str, table: &DeTable<'_>, offsets: &mut BTreeMap<String, usize>) {
@@ -299,7 +347,10 @@ fn read_override(text: &str) -> Option<(String, Value)> {
         .ok()
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"));
-    Some((key.to_owned(), parsed.unwrap_or_else(|| Value::String(raw.to_owned()))))
+    Some((
+        key.to_owned(),
+        parsed.unwrap_or_else(|| Value::String(raw.to_owned())),
+    ))
 }
 
 /// The value as an error message shows it, long ones shortened.
@@ -333,7 +384,9 @@ fn suggest_key(
     leaf: &str,
     sections: &IndexMap<&'static str, Keys>,
 ) -> Option<String> {
-    let owner = sections.iter().find(|(_, keys)| keys.iter().any(|(key, _)| *key == leaf));
+    let owner = sections
+        .iter()
+        .find(|(_, keys)| keys.iter().any(|(key, _)| *key == leaf));
     if let Some((owner, _)) = owner {
         return Some(format!("`{leaf}` belongs to `[{owner}]`"));
     }

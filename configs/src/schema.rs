@@ -191,10 +191,12 @@ impl Field for Layers {
         {
             return Ok(Self::List(list));
         }
-        LayerRule::parse(value).map(Self::Rule).map_err(|e| Mismatch {
-            expected: format!("{} or a list of layer indices such as `[0, 2]`", e.expected),
-            choices: e.choices,
-        })
+        LayerRule::parse(value)
+            .map(Self::Rule)
+            .map_err(|e| Mismatch {
+                expected: format!("{} or a list of layer indices such as `[0, 2]`", e.expected),
+                choices: e.choices,
+            })
     }
     fn render(&self) -> Option<Value> {
         match self {
@@ -216,7 +218,11 @@ pub enum Vocab {
 
 impl From<String> for Vocab {
     fn from(text: String) -> Self {
-        if text == "corpus" { Self::Corpus } else { Self::Path(text.into()) }
+        if text == "corpus" {
+            Self::Corpus
+        } else {
+            Self::Path(text.into())
+        }
     }
 }
 
@@ -232,7 +238,10 @@ impl From<Vocab> for String {
 impl Field for Vocab {
     fn parse(value: &Value) -> Result<Self, Mismatch> {
         let expected = "`corpus` or the path of a vocab.json";
-        value.as_str().map(|s| s.to_owned().into()).ok_or_else(|| Mismatch::new(expected))
+        value
+            .as_str()
+            .map(|s| s.to_owned().into())
+            .ok_or_else(|| Mismatch::new(expected))
     }
     fn render(&self) -> Option<Value> {
         Some(Value::String(self.clone().into()))

@@ -47,11 +47,21 @@ impl Check<'_> {
     }
 
     fn positive(&mut self, key: &str, value: f64) {
-        self.range(key, value, value.is_finite() && value > 0.0, "a finite number > 0");
+        self.range(
+            key,
+            value,
+            value.is_finite() && value > 0.0,
+            "a finite number > 0",
+        );
     }
 
     fn not_negative(&mut self, key: &str, value: f64) {
-        self.range(key, value, value.is_finite() && value >= 0.0, "a finite number >= 0");
+        self.range(
+            key,
+            value,
+            value.is_finite() && value >= 0.0,
+            "a finite number >= 0",
+        );
     }
 
     fn below_one(&mut self, key: &str, value: f64) {
@@ -126,7 +136,12 @@ fn run_and_data(config: &Config, check: &mut Check<'_>) {
     if check.reader.is_given("run.name") {
         check.text("run.name", &run.name);
     }
-    check.range("run.seed", run.seed, i64::try_from(run.seed).is_ok(), "<= 2^63-1");
+    check.range(
+        "run.seed",
+        run.seed,
+        i64::try_from(run.seed).is_ok(),
+        "<= 2^63-1",
+    );
     if check.reader.is_given("data.corpus") {
         check.text("data.corpus", &data.corpus.to_string_lossy());
     }
@@ -136,8 +151,11 @@ fn run_and_data(config: &Config, check: &mut Check<'_>) {
         }
     }
     check.text("data.split_column", &data.split_column);
-    let splits =
-        [("data.train", &data.train), ("data.valid", &data.valid), ("data.test", &data.test)];
+    let splits = [
+        ("data.train", &data.train),
+        ("data.valid", &data.valid),
+        ("data.test", &data.test),
+    ];
     for (index, (key, value)) in splits.iter().enumerate() {
         check.text(key, value);
         if let Some((other, _)) = splits[..index].iter().find(|(_, name)| name == value) {
@@ -231,15 +249,34 @@ fn adapter(config: &Config, check: &mut Check<'_>) {
     check.at_least("adapter.r", adapter.r as u64, 1);
     check.positive("adapter.lora_alpha", adapter.lora_alpha);
     let ratio = adapter.mlp_ratio;
-    check.range("adapter.mlp_ratio", ratio, ratio > 0.0 && ratio <= 8.0, "> 0 and <= 8");
+    check.range(
+        "adapter.mlp_ratio",
+        ratio,
+        ratio > 0.0 && ratio <= 8.0,
+        "> 0 and <= 8",
+    );
     let distinct = adapter.targets.iter().collect::<HashSet<_>>().len();
-    let targets: Vec<_> = adapter.targets.iter().map(|target| target.as_str()).collect();
+    let targets: Vec<_> = adapter
+        .targets
+        .iter()
+        .map(|target| target.as_str())
+        .collect();
     let fine = distinct > 0 && distinct == targets.len();
-    check.range("adapter.targets", targets.join(", "), fine, "a list of different targets");
+    check.range(
+        "adapter.targets",
+        targets.join(", "),
+        fine,
+        "a list of different targets",
+    );
     if let Layers::List(list) = &adapter.layers {
         let distinct = list.iter().collect::<HashSet<_>>().len();
         let fine = distinct > 0 && distinct == list.len();
-        check.range("adapter.layers", format!("{list:?}"), fine, "a list of different layers");
+        check.range(
+            "adapter.layers",
+            format!("{list:?}"),
+            fine,
+            "a list of different layers",
+        );
     }
     if adapter.kind == AdapterKind::None || config.backbone.init.is_none() {
         return;
@@ -265,7 +302,10 @@ fn adapter(config: &Config, check: &mut Check<'_>) {
     if adapter.kind == AdapterKind::Encoder && width == 0 && ratio > 0.0 {
         check.conflict(
             "adapter.mlp_ratio",
-            format!("`adapter.mlp_ratio` ({ratio}) of `d_model` ({}) leaves no width", shape.d_model),
+            format!(
+                "`adapter.mlp_ratio` ({ratio}) of `d_model` ({}) leaves no width",
+                shape.d_model
+            ),
             "use a larger ratio",
         );
     }
@@ -311,10 +351,16 @@ fn task(config: &Config, check: &mut Check<'_>) {
                     "remove it, or set `task.kind = \"identification\"`",
                 );
             }
-            if matches!(config.train.select, Select::MacroF1 | Select::BalancedAccuracy) {
+            if matches!(
+                config.train.select,
+                Select::MacroF1 | Select::BalancedAccuracy
+            ) {
                 check.conflict(
                     "train.select",
-                    format!("`train.select` is `{}`, which needs classes", config.train.select),
+                    format!(
+                        "`train.select` is `{}`, which needs classes",
+                        config.train.select
+                    ),
                     "set `train.select = \"loss\"`",
                 );
             }
@@ -358,16 +404,35 @@ fn train(config: &Config, check: &mut Check<'_>) {
     check.positive("train.eps", train.eps);
     check.not_negative("train.weight_decay", train.weight_decay);
     let gamma = train.step_gamma;
-    check.range("train.step_gamma", gamma, gamma > 0.0 && gamma <= 1.0, "> 0 and <= 1");
+    check.range(
+        "train.step_gamma",
+        gamma,
+        gamma > 0.0 && gamma <= 1.0,
+        "> 0 and <= 1",
+    );
     let ratio = train.min_lr_ratio;
-    check.range("train.min_lr_ratio", ratio, (0.0..=1.0).contains(&ratio), ">= 0 and <= 1");
+    check.range(
+        "train.min_lr_ratio",
+        ratio,
+        (0.0..=1.0).contains(&ratio),
+        ">= 0 and <= 1",
+    );
     check.not_negative("train.clip_norm", train.clip_norm);
     check.at_least("train.non_finite_limit", train.non_finite_limit, 1);
 }
 
 fn rest(config: &Config, check: &mut Check<'_>) {
-    check.at_least("checkpoint.keep_last", config.checkpoint.keep_last as u64, 1);
+    check.at_least(
+        "checkpoint.keep_last",
+        config.checkpoint.keep_last as u64,
+        1,
+    );
     check.at_least("log.every_steps", config.log.every_steps, 1);
     let bind = &config.metrics.bind;
-    check.range("metrics.bind", bind, bind.parse::<IpAddr>().is_ok(), "an IP address");
+    check.range(
+        "metrics.bind",
+        bind,
+        bind.parse::<IpAddr>().is_ok(),
+        "an IP address",
+    );
 }

@@ -64,8 +64,16 @@ fn a_state_dict_is_read_bare_or_nested_and_other_entries_are_listed() {
     };
     assert_eq!(read(&bare).unwrap(), expected);
     for key in ["model_state_dict", "state_dict"] {
-        let nested =
-            pickle(&[b"}", &text("epoch"), b"K\x03s", &text(key), b"}", &text("w"), &tensor(), b"ss"]);
+        let nested = pickle(&[
+            b"}",
+            &text("epoch"),
+            b"K\x03s",
+            &text(key),
+            b"}",
+            &text("w"),
+            &tensor(),
+            b"ss",
+        ]);
         assert_eq!(read(&nested).unwrap().tensors, expected.tensors, "{key}");
     }
 }
@@ -81,27 +89,52 @@ fn parameters_and_attributes_of_dictionaries_are_accepted() {
     .concat();
     let dict = class("collections", "OrderedDict");
     let bytes = pickle(&[
-        &dict, b")R", &text("w"), &parameter, b"s}", &text("_metadata"), &dict, b")Rsb",
+        &dict,
+        b")R",
+        &text("w"),
+        &parameter,
+        b"s}",
+        &text("_metadata"),
+        &dict,
+        b")Rsb",
     ]);
     assert_eq!(read(&bytes).unwrap().tensors, [("w".to_owned(), record())]);
 }
 
 #[test]
 fn any_other_class_is_named_and_nothing_is_called() {
-    let system = [class("os", "system"), b"(".to_vec(), text("touch /tmp/x"), b"tR".to_vec()];
+    let system = [
+        class("os", "system"),
+        b"(".to_vec(),
+        text("touch /tmp/x"),
+        b"tR".to_vec(),
+    ];
     let bytes = pickle(&[&system.concat()]);
-    assert_eq!(read(&bytes), Err(PickleError::Forbidden("os.system".to_owned())));
+    assert_eq!(
+        read(&bytes),
+        Err(PickleError::Forbidden("os.system".to_owned()))
+    );
     let stacked = pickle(&[&text("builtins"), &text("eval"), b"\x93"]);
-    assert_eq!(read(&stacked), Err(PickleError::Forbidden("builtins.eval".to_owned())));
+    assert_eq!(
+        read(&stacked),
+        Err(PickleError::Forbidden("builtins.eval".to_owned()))
+    );
     let inst = pickle(&[b"(ios\nsystem\n"]);
-    assert!(reason(&inst).contains("unsupported opcode (opcode 0x69"), "{}", reason(&inst));
+    assert!(
+        reason(&inst).contains("unsupported opcode (opcode 0x69"),
+        "{}",
+        reason(&inst)
+    );
 }
 
 #[test]
 fn malformed_pickles_say_what_is_wrong() {
     let whole = pickle(&[b"}", &text("w"), &tensor(), b"s"]);
     for end in 0..whole.len() {
-        assert!(matches!(read(&whole[..end]), Err(PickleError::Malformed(_))), "cut at {end}");
+        assert!(
+            matches!(read(&whole[..end]), Err(PickleError::Malformed(_))),
+            "cut at {end}"
+        );
     }
     for (bytes, expected) in [
         (pickle(&[b"K\x01"]), "it holds an int, not a dict"),
@@ -111,13 +144,30 @@ fn malformed_pickles_say_what_is_wrong() {
         (pickle(&[b"(0"]), "the stack is empty"),
         (pickle(&[b"K\x01K\x02a"]), "cannot append to an int"),
         (pickle(&[b"}(K\x01u"]), "a key has no value"),
-        (pickle(&[b"}K\x01", &tensor(), b"s"]), "an int stands where a str must"),
-        (pickle(&[b"}", &text("w"), &tensor(), b"s", &text("w"), &tensor(), b"s"]), "appears twice"),
+        (
+            pickle(&[b"}K\x01", &tensor(), b"s"]),
+            "an int stands where a str must",
+        ),
+        (
+            pickle(&[
+                b"}",
+                &text("w"),
+                &tensor(),
+                b"s",
+                &text("w"),
+                &tensor(),
+                b"s",
+            ]),
+            "appears twice",
+        ),
         (pickle(&[b"K\x01)R"]), "an int cannot be called"),
         (pickle(&[b"\x8a\x09123456789"]), "more than 64 bits"),
     ] {
         let reason = reason(&bytes);
-        assert!(reason.contains(expected), "expected `{expected}`, got `{reason}`");
+        assert!(
+            reason.contains(expected),
+            "expected `{expected}`, got `{reason}`"
+        );
     }
 }
 
@@ -125,7 +175,10 @@ fn malformed_pickles_say_what_is_wrong() {
 fn negative_and_excessive_sizes_are_refused() {
     let with_shape = |shape: &[u8]| {
         let call = tensor();
-        let at = call.windows(5).position(|w| w == b"K\x02K\x03\x86").unwrap();
+        let at = call
+            .windows(5)
+            .position(|w| w == b"K\x02K\x03\x86")
+            .unwrap();
         let changed = [&call[..at], shape, &call[at + 5..]].concat();
         pickle(&[b"}", &text("w"), &changed, b"s"])
     };
@@ -140,7 +193,14 @@ fn deep_nesting_and_cycles_end_without_recursion() {
     let deep = pickle(&[b")", &b"\x85".repeat(1_000_000)]);
     assert!(reason(&deep).contains("it holds a tuple"));
     // A list that contains itself, as a value of the dictionary.
-    let cycle = pickle(&[b"}", &text("a"), b"]q\x00h\x00as", &text("w"), &tensor(), b"s"]);
+    let cycle = pickle(&[
+        b"}",
+        &text("a"),
+        b"]q\x00h\x00as",
+        &text("w"),
+        &tensor(),
+        b"s",
+    ]);
     assert_eq!(read(&cycle).unwrap().others, ["a (a list)"]);
 }
 

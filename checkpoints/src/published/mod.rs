@@ -64,13 +64,24 @@ impl LoadReport {
     /// With a report of only the needed tensors that were not loaded.
     pub fn require_complete(&self, what: &str, needed: impl Fn(&str) -> bool) -> Result<()> {
         let missing: Vec<_> = self.missing.iter().filter(|n| needed(n)).cloned().collect();
-        let mismatched: Vec<_> =
-            self.mismatched.iter().filter(|m| needed(&m.name)).cloned().collect();
+        let mismatched: Vec<_> = self
+            .mismatched
+            .iter()
+            .filter(|m| needed(&m.name))
+            .cloned()
+            .collect();
         if missing.is_empty() && mismatched.is_empty() {
             return Ok(());
         }
-        let report = Self { missing, mismatched, ..self.clone() };
-        Err(Error::Incomplete { what: what.to_owned(), report: Box::new(report) })
+        let report = Self {
+            missing,
+            mismatched,
+            ..self.clone()
+        };
+        Err(Error::Incomplete {
+            what: what.to_owned(),
+            report: Box::new(report),
+        })
     }
 }
 
@@ -87,7 +98,12 @@ impl fmt::Display for LoadReport {
         let mismatched: Vec<String> = self
             .mismatched
             .iter()
-            .map(|m| format!("{}: {:?} in the model, {:?} in the file", m.name, m.model, m.file))
+            .map(|m| {
+                format!(
+                    "{}: {:?} in the model, {:?} in the file",
+                    m.name, m.model, m.file
+                )
+            })
             .collect();
         for (title, names) in [
             ("missing (keep their initial values)", &self.missing),
@@ -139,19 +155,36 @@ mod tests {
     fn a_report_counts_first_and_shortens_long_lists() {
         let names: Vec<String> = (0..20).map(|i| format!("layer.{i:02}")).collect();
         let shape = [2, 3];
-        let model: Vec<(&str, &[usize])> =
-            names.iter().map(|n| (n.as_str(), &shape[..])).collect();
+        let model: Vec<(&str, &[usize])> = names.iter().map(|n| (n.as_str(), &shape[..])).collect();
         let file: Vec<(&str, &[usize])> =
             vec![("layer.00", &[2, 3]), ("layer.01", &[3, 2]), ("flag", &[1])];
         let report = LoadReport::compare(model, file);
         assert_eq!(report.loaded, ["layer.00"]);
         let text = report.to_string();
-        assert!(text.starts_with("1 loaded, 18 missing, 1 with another shape, 1 extra"), "{text}");
-        assert!(text.contains("layer.01: [2, 3] in the model, [3, 2] in the file"), "{text}");
-        assert!(text.contains("… and 6 more") && !text.contains("layer.19"), "{text}");
-        let error = report.require_complete("backbone `x`", |n| n == "layer.01").unwrap_err();
-        assert!(error.to_string().contains("backbone `x` is incomplete"), "{error}");
-        assert!(report.require_complete("backbone", |n| n == "layer.00").is_ok());
+        assert!(
+            text.starts_with("1 loaded, 18 missing, 1 with another shape, 1 extra"),
+            "{text}"
+        );
+        assert!(
+            text.contains("layer.01: [2, 3] in the model, [3, 2] in the file"),
+            "{text}"
+        );
+        assert!(
+            text.contains("… and 6 more") && !text.contains("layer.19"),
+            "{text}"
+        );
+        let error = report
+            .require_complete("backbone `x`", |n| n == "layer.01")
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("backbone `x` is incomplete"),
+            "{error}"
+        );
+        assert!(
+            report
+                .require_complete("backbone", |n| n == "layer.00")
+                .is_ok()
+        );
     }
 
     #[test]

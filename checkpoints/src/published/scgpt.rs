@@ -83,14 +83,24 @@ impl ScgptArgs {
     pub fn read(path: &Path) -> Result<Self> {
         let args: Self = serde_json::from_slice(&fsx::read(path)?)
             .map_err(|e| Error::content(path, e.to_string()))?;
-        let sizes = [args.embsize, args.nheads, args.d_hid, args.nlayers, args.n_layers_cls];
+        let sizes = [
+            args.embsize,
+            args.nheads,
+            args.d_hid,
+            args.nlayers,
+            args.n_layers_cls,
+        ];
         if sizes.contains(&0) || !args.embsize.is_multiple_of(args.nheads) || args.n_bins < 2 {
             return Err(Error::content(
                 path,
                 format!(
                     "sizes must be above 0, n_bins at least 2, embsize a multiple of nheads; got \
                      embsize {}, nheads {}, d_hid {}, nlayers {}, n_layers_cls {}, n_bins {}",
-                    args.embsize, args.nheads, args.d_hid, args.nlayers, args.n_layers_cls,
+                    args.embsize,
+                    args.nheads,
+                    args.d_hid,
+                    args.nlayers,
+                    args.n_layers_cls,
                     args.n_bins
                 ),
             ));
@@ -113,7 +123,10 @@ impl Vocabulary {
     pub fn new(tokens: Vec<String>, path: &Path) -> Result<Self> {
         let mut seen = std::collections::HashSet::new();
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
-            return Err(Error::content(path, format!("token `{twice}` appears twice")));
+            return Err(Error::content(
+                path,
+                format!("token `{twice}` appears twice"),
+            ));
         }
         if let Some(missing) = [PAD, CLS].iter().find(|token| !seen.contains(**token)) {
             return Err(Error::Content {
@@ -157,7 +170,9 @@ impl Vocabulary {
                 Some(free) => *free = Some(token),
             }
         }
-        let tokens = tokens.into_iter().map(|t| t.expect("V distinct ids below V fill V slots"));
+        let tokens = tokens
+            .into_iter()
+            .map(|t| t.expect("V distinct ids below V fill V slots"));
         Self::new(tokens.collect(), path)
     }
 
@@ -183,8 +198,12 @@ impl Vocabulary {
 
     /// The `vocab.json` text.
     pub fn to_json(&self) -> String {
-        let map: IndexMap<&str, usize> =
-            self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let map: IndexMap<&str, usize> = self
+            .tokens
+            .iter()
+            .enumerate()
+            .map(|(id, token)| (token.as_str(), id))
+            .collect();
         serde_json::to_string_pretty(&map).expect("strings and integers are always JSON")
     }
 }
@@ -230,7 +249,13 @@ impl ScgptDirectory {
         let vocabulary = Vocabulary::read(&dir.join("vocab.json"))?;
         let file = TensorFile::open(&weights)?;
         let names = convert_names(&file)?;
-        let opened = Self { dir: dir.to_owned(), args, vocabulary, file, names };
+        let opened = Self {
+            dir: dir.to_owned(),
+            args,
+            vocabulary,
+            file,
+            names,
+        };
         opened.check_embedding()?;
         Ok(opened)
     }
@@ -278,21 +303,33 @@ impl ScgptDirectory {
     /// Every tensor under its converted name, in the order of the file.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, HostTensor<'_>)> {
         self.names.iter().map(|(name, in_file)| {
-            (name.as_str(), self.file.get(in_file).expect("the name comes from the file"))
+            (
+                name.as_str(),
+                self.file
+                    .get(in_file)
+                    .expect("the name comes from the file"),
+            )
         })
     }
 
     /// One tensor by its converted name.
     pub fn get(&self, name: &str) -> Option<HostTensor<'_>> {
         let in_file = self.names.get(name)?;
-        Some(self.file.get(in_file).expect("the name comes from the file"))
+        Some(
+            self.file
+                .get(in_file)
+                .expect("the name comes from the file"),
+        )
     }
 
     /// Converted names with shapes, as [`LoadReport::compare`](crate::LoadReport::compare) takes
     /// them.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.names.iter().map(|(name, in_file)| {
-            let (_, shape) = self.file.info(in_file).expect("the name comes from the file");
+            let (_, shape) = self
+                .file
+                .info(in_file)
+                .expect("the name comes from the file");
             (name.as_str(), shape)
         })
     }
@@ -353,7 +390,11 @@ fn convert_names(file: &TensorFile) -> Result<IndexMap<String, String>> {
         }
     }
     for (name, duplicate) in equal {
-        tracing::debug!(name, duplicate, "two names for one tensor with equal values");
+        tracing::debug!(
+            name,
+            duplicate,
+            "two names for one tensor with equal values"
+        );
     }
     Ok(names)
 }

@@ -11,7 +11,12 @@ fn fill(content: &'static str) -> impl FnOnce(&Path) -> Result<()> {
 }
 
 fn steps(store: &CheckpointStore) -> Vec<u64> {
-    store.list().unwrap().iter().map(|listed| listed.step).collect()
+    store
+        .list()
+        .unwrap()
+        .iter()
+        .map(|listed| listed.step)
+        .collect()
 }
 
 #[test]
@@ -23,16 +28,26 @@ fn a_saved_checkpoint_verifies_and_is_the_latest() {
     store.save(200, fill("one")).unwrap();
     let saved = store.save(400, fill("two!")).unwrap();
     assert_eq!(saved.path, dir.path().join("checkpoints/step-00000400"));
-    let sizes: u64 = fsx::files_below(&saved.path).unwrap().iter().map(|(_, n)| n).sum();
+    let sizes: u64 = fsx::files_below(&saved.path)
+        .unwrap()
+        .iter()
+        .map(|(_, n)| n)
+        .sum();
     assert_eq!(saved.bytes, sizes);
     let manifest = store.verify(&saved.path).unwrap();
     assert_eq!(manifest.step, 400);
     assert_eq!(manifest.files["adapter/a.bin"].bytes, 4);
     assert_eq!(store.latest_verified().unwrap(), Some(saved.path));
-    assert_eq!(std::fs::read(dir.path().join("LATEST")).unwrap(), b"step-00000400\n");
+    assert_eq!(
+        std::fs::read(dir.path().join("LATEST")).unwrap(),
+        b"step-00000400\n"
+    );
     store.mark_best(200).unwrap();
     assert_eq!(store.best().unwrap(), Some(store.path(200)));
-    assert!(matches!(store.mark_best(300), Err(Error::NoStep { step: 300, .. })));
+    assert!(matches!(
+        store.mark_best(300),
+        Err(Error::NoStep { step: 300, .. })
+    ));
 }
 
 #[test]
@@ -46,12 +61,24 @@ fn damage_is_found_and_the_newest_good_one_is_used() {
     std::fs::remove_file(store.path(3).join("state.json")).unwrap();
     std::fs::remove_file(store.path(2).join(MANIFEST)).unwrap();
     let reason = |step| store.verify(&store.path(step)).unwrap_err().to_string();
-    assert!(reason(4).contains("`adapter/a.bin` has changed"), "{}", reason(4));
-    assert!(reason(3).contains("`state.json` is missing"), "{}", reason(3));
+    assert!(
+        reason(4).contains("`adapter/a.bin` has changed"),
+        "{}",
+        reason(4)
+    );
+    assert!(
+        reason(3).contains("`state.json` is missing"),
+        "{}",
+        reason(3)
+    );
     assert!(reason(2).contains("no manifest.json"), "{}", reason(2));
     assert_eq!(store.latest_verified().unwrap(), Some(store.path(1)));
     std::fs::write(store.path(1).join("adapter/a.bin"), "abcd").unwrap();
-    assert!(reason(1).contains("has 4 bytes, expected 3"), "{}", reason(1));
+    assert!(
+        reason(1).contains("has 4 bytes, expected 3"),
+        "{}",
+        reason(1)
+    );
     assert_eq!(store.latest_verified().unwrap(), None);
 }
 
@@ -72,7 +99,9 @@ fn a_failed_save_leaves_the_old_state_and_a_killed_one_is_invisible() {
     assert_eq!(store.latest_verified().unwrap(), Some(store.path(1)));
     store.save(3, fill("abc")).unwrap();
     assert!(!leftover.exists());
-    let entries = std::fs::read_dir(dir.path().join("checkpoints")).unwrap().count();
+    let entries = std::fs::read_dir(dir.path().join("checkpoints"))
+        .unwrap()
+        .count();
     assert_eq!((steps(&store), entries), (vec![1, 3], 2));
 }
 
@@ -82,7 +111,10 @@ fn a_step_can_be_saved_again() {
     let store = CheckpointStore::new(dir.path());
     store.save(1, fill("old")).unwrap();
     store.save(1, fill("newer")).unwrap();
-    assert_eq!(std::fs::read(store.path(1).join("adapter/a.bin")).unwrap(), b"newer");
+    assert_eq!(
+        std::fs::read(store.path(1).join("adapter/a.bin")).unwrap(),
+        b"newer"
+    );
     assert_eq!(store.latest_verified().unwrap(), Some(store.path(1)));
 }
 
@@ -100,7 +132,13 @@ fn pruning_keeps_the_newest_and_the_best() {
     assert_eq!(deleted, [1, 3]);
     assert_eq!(steps(&store), [2, 4, 5, 6]);
     std::fs::write(dir.path().join("BEST"), "step-x").unwrap();
-    assert!(store.prune(1).unwrap_err().to_string().contains("must name a checkpoint"));
+    assert!(
+        store
+            .prune(1)
+            .unwrap_err()
+            .to_string()
+            .contains("must name a checkpoint")
+    );
     assert_eq!(steps(&store), [2, 4, 5, 6]);
 }
 
@@ -110,7 +148,9 @@ fn a_manifest_cannot_name_files_elsewhere() {
     let store = CheckpointStore::new(dir.path());
     store.save(1, fill("abc")).unwrap();
     let file = store.path(1).join(MANIFEST);
-    let text = std::fs::read_to_string(&file).unwrap().replace("state.json", "../../LATEST");
+    let text = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("state.json", "../../LATEST");
     std::fs::write(&file, text).unwrap();
     let message = store.verify(&store.path(1)).unwrap_err().to_string();
     assert!(message.contains("lies outside of it"), "{message}");

@@ -59,8 +59,11 @@ fn archive_of(entries: &[(&str, &[u8])], method: CompressionMethod) -> Vec<u8> {
 fn saved(record: &TensorRecord, values: &[f32]) -> Vec<u8> {
     let data: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
     let pickle = pickle(record);
-    let entries: [(&str, &[u8]); 3] =
-        [("m/data.pkl", &pickle), ("m/byteorder", b"little"), ("m/data/0", &data)];
+    let entries: [(&str, &[u8]); 3] = [
+        ("m/data.pkl", &pickle),
+        ("m/byteorder", b"little"),
+        ("m/data/0", &data),
+    ];
     archive_of(&entries, CompressionMethod::Stored)
 }
 
@@ -77,7 +80,9 @@ fn store(bytes: &[u8]) -> Stored {
 }
 
 fn message(bytes: &[u8]) -> String {
-    TensorFile::open(&store(bytes).path).unwrap_err().to_string()
+    TensorFile::open(&store(bytes).path)
+        .unwrap_err()
+        .to_string()
 }
 
 const SIX: [f32; 6] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
@@ -85,8 +90,16 @@ const SIX: [f32; 6] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
 #[test]
 fn contiguous_tensors_are_slices_of_the_file_and_others_are_copied_in_order() {
     for (record, expected, is_borrowed) in [
-        (record(&[2, 3], &[3, 1], 0, 6), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], true),
-        (record(&[3, 2], &[1, 3], 0, 6), vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0], false),
+        (
+            record(&[2, 3], &[3, 1], 0, 6),
+            vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+            true,
+        ),
+        (
+            record(&[3, 2], &[1, 3], 0, 6),
+            vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0],
+            false,
+        ),
         (record(&[2], &[1], 4, 6), vec![4.0, 5.0], true),
         (record(&[2], &[3], 1, 6), vec![1.0, 4.0], false),
         (record(&[], &[], 2, 6), vec![2.0], true),
@@ -107,20 +120,37 @@ fn contiguous_tensors_are_slices_of_the_file_and_others_are_copied_in_order() {
 #[test]
 fn tensors_that_reach_beyond_their_storage_are_refused() {
     for (record, expected) in [
-        (record(&[7], &[1], 0, 7), "needs a storage of 7 elements of 4 bytes"),
-        (record(&[2, 3], &[3, 1], 1, 6), "reaches beyond its storage of 6 elements"),
+        (
+            record(&[7], &[1], 0, 7),
+            "needs a storage of 7 elements of 4 bytes",
+        ),
+        (
+            record(&[2, 3], &[3, 1], 1, 6),
+            "reaches beyond its storage of 6 elements",
+        ),
         (record(&[2], &[6], 0, 6), "reaches beyond its storage"),
         (record(&[4, 4], &[0, 1], 0, 6), "repeats elements"),
     ] {
         let text = message(&saved(&record, &SIX));
-        assert!(text.contains(expected) && text.contains("tensor `w`"), "{text}");
+        assert!(
+            text.contains(expected) && text.contains("tensor `w`"),
+            "{text}"
+        );
     }
     let mut huge = record(&[1, 1, 1], &[1, 1, 1], 0, 6);
     huge.shape = vec![usize::MAX, usize::MAX, 2];
-    assert!(locate(&huge, &(0..24)).unwrap_err().contains("reaches beyond"));
+    assert!(
+        locate(&huge, &(0..24))
+            .unwrap_err()
+            .contains("reaches beyond")
+    );
     huge.shape = vec![2, 1, 1];
     huge.strides = vec![usize::MAX, usize::MAX, usize::MAX];
-    assert!(locate(&huge, &(0..24)).unwrap_err().contains("reaches beyond"));
+    assert!(
+        locate(&huge, &(0..24))
+            .unwrap_err()
+            .contains("reaches beyond")
+    );
     huge.shape = vec![0, usize::MAX, usize::MAX];
     assert!(locate(&huge, &(0..24)).unwrap().bytes.is_empty());
 }
@@ -128,11 +158,19 @@ fn tensors_that_reach_beyond_their_storage_are_refused() {
 #[test]
 fn a_changed_byte_is_found_by_verify() {
     let mut bytes = saved(&record(&[6], &[1], 0, 6), &SIX);
-    let at = bytes.windows(4).position(|w| w == 5.0_f32.to_le_bytes()).unwrap();
+    let at = bytes
+        .windows(4)
+        .position(|w| w == 5.0_f32.to_le_bytes())
+        .unwrap();
     bytes[at] ^= 1;
     let stored = store(&bytes);
     let file = TensorFile::open(&stored.path).unwrap();
-    assert!(file.verify().unwrap_err().to_string().contains("zip entry 2"));
+    assert!(
+        file.verify()
+            .unwrap_err()
+            .to_string()
+            .contains("zip entry 2")
+    );
 }
 
 #[test]
@@ -144,15 +182,36 @@ fn files_that_are_not_torch_archives_are_named() {
         (Vec::new(), "it is empty"),
         (b"hello, world".to_vec(), "neither safetensors nor zip"),
         (b"\x80\x02}.".to_vec(), "before PyTorch 1.6"),
-        (archive_of(&[("readme", b"x")], stored), "without exactly one data.pkl"),
-        (archive_of(&[("m/data.pkl", &pickle)], stored), "has no storage `0`"),
-        (archive_of(&[("m/data.pkl", &pickle)], deflated), "is compressed"),
-        (archive_of(&[("m/data.pkl", &pickle), ("m/byteorder", b"big")], stored), "big-endian"),
-        (archive_of(&[("m/data.pkl", &pickle), ("m/constants.pkl", b"")], stored), "TorchScript"),
-        (archive_of(&[("m/data.pkl", b"cos\nsystem\n.")], stored), "Python class `os.system`"),
+        (
+            archive_of(&[("readme", b"x")], stored),
+            "without exactly one data.pkl",
+        ),
+        (
+            archive_of(&[("m/data.pkl", &pickle)], stored),
+            "has no storage `0`",
+        ),
+        (
+            archive_of(&[("m/data.pkl", &pickle)], deflated),
+            "is compressed",
+        ),
+        (
+            archive_of(&[("m/data.pkl", &pickle), ("m/byteorder", b"big")], stored),
+            "big-endian",
+        ),
+        (
+            archive_of(&[("m/data.pkl", &pickle), ("m/constants.pkl", b"")], stored),
+            "TorchScript",
+        ),
+        (
+            archive_of(&[("m/data.pkl", b"cos\nsystem\n.")], stored),
+            "Python class `os.system`",
+        ),
     ] {
         let text = message(&bytes);
-        assert!(text.contains(expected), "expected `{expected}`, got `{text}`");
+        assert!(
+            text.contains(expected),
+            "expected `{expected}`, got `{text}`"
+        );
     }
 }
 
