@@ -121,12 +121,15 @@ struct Digits {
 
 impl Digits {
     #[inline]
-    fn draw(self, position: usize, draws: &mut dyn Draws) -> f32 {
+    fn draw<D: Draws + ?Sized>(self, position: usize, draws: &mut D) -> f32 {
         if self.left <= self.right + 1 {
             return f32::from(self.left);
         }
         let (left, right) = (f64::from(self.left), f64::from(self.right));
-        (draws.uniform(position) * (right - left) + left).ceil() as f32
+        // Rounds up; a call of `ceil` would cost more than all the rest.
+        let exact = draws.uniform(position) * (right - left) + left;
+        let down = exact as u32;
+        (down + u32::from(f64::from(down) < exact)) as f32
     }
 }
 
@@ -158,7 +161,7 @@ impl Binner {
     }
 
     /// Bins the non-zero values of a cell into `out`, which is as long as `values`.
-    pub fn bin(&mut self, values: &[f32], draws: &mut dyn Draws, out: &mut [f32]) {
+    pub fn bin<D: Draws + ?Sized>(&mut self, values: &[f32], draws: &mut D, out: &mut [f32]) {
         self.begin();
         self.keys.clear();
         self.keys.extend(values.iter().map(|v| ascending_bits(*v)));
@@ -180,11 +183,11 @@ impl Binner {
     /// Bins non-zero integer counts after `transform`, which must not decrease. The same as
     /// transforming each value and calling [`Binner::bin`], but each different count is transformed
     /// and placed once.
-    pub fn bin_counts(
+    pub fn bin_counts<D: Draws + ?Sized>(
         &mut self,
         counts: &[f32],
         transform: impl Fn(f32) -> f32,
-        draws: &mut dyn Draws,
+        draws: &mut D,
         out: &mut [f32],
     ) {
         self.begin();

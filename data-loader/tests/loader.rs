@@ -303,10 +303,12 @@ fn damage_is_delivered_as_an_error() {
     let middle = bytes.len() / 8;
     bytes[4..middle].fill(0xAA);
     std::fs::write(&shard, bytes).unwrap();
-    let error = loader(&corpus, options())
-        .epoch(0, 0)
-        .find_map(Result::err)
-        .unwrap();
+    let unlabelled = LoaderOptions {
+        label_column: None,
+        ..options()
+    };
+    let mut stream = loader(&corpus, unlabelled).epoch(0, 0);
+    let error = stream.find_map(Result::err).unwrap();
     let text = error.to_string();
     assert!(
         text.contains("part-00001.parquet") && text.contains("row group"),

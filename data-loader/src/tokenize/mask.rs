@@ -14,10 +14,10 @@ pub struct MaskOptions {
 }
 
 /// Masks floor(ratio * n) of the n values of an unpadded sequence that are not spared.
-pub fn mask_values(
+pub fn mask_values<D: Draws + ?Sized>(
     values: &mut [f32],
     options: MaskOptions,
-    draws: &mut dyn Draws,
+    draws: &mut D,
     drawn: &mut Vec<u32>,
 ) {
     let spared = options.spared.min(values.len());

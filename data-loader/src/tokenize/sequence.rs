@@ -34,7 +34,13 @@ impl Sequencer {
 
     /// Adds a sequence to `out`. When there are too many genes, as many as fit are drawn without
     /// replacement, and stand in the order drawn.
-    pub fn push(&mut self, ids: &[i32], values: &[f32], draws: &mut dyn Draws, out: &mut Tokens) {
+    pub fn push<D: Draws + ?Sized>(
+        &mut self,
+        ids: &[i32],
+        values: &[f32],
+        draws: &mut D,
+        out: &mut Tokens,
+    ) {
         self.kept.clear();
         let zeros = self.options.include_zero_genes;
         self.kept
