@@ -343,12 +343,12 @@ impl TensorFile {
 }
 
 fn detect(path: &Path, bytes: &[u8]) -> Result<FileFormat> {
+    const EXPECTED: &str = "expected a safetensors file or a zip-format torch.save file";
     let format = |reason: &str, help| Error::Format {
         path: path.to_owned(),
         reason: reason.to_owned(),
         help,
     };
-    const EXPECTED: &str = "expected a safetensors file or a zip-format torch.save file";
     if bytes.is_empty() {
         return Err(format("it is empty", EXPECTED));
     }

@@ -1,7 +1,7 @@
 //! From file text and overrides to a [`Config`] that knows where each value came from.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -123,7 +123,7 @@ impl Reader {
             } else if empty_table {
                 unknown_sections.entry(key).or_insert(given.at);
             } else if section.is_empty() || sections.contains_key(section) {
-                let suggestion = suggest_key(section, leaf, &sections);
+                let suggestion = Some(suggest_key(section, leaf, &sections));
                 self.errors.push(ConfigError::UnknownKey {
                     at: given.at,
                     key,
@@ -229,11 +229,11 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<Resolved, ConfigErrors>
 pub fn manual() -> String {
     let mut text = String::new();
     for (section, keys) in sections() {
-        text.push_str(&format!("[{section}]\n"));
+        let _ = writeln!(text, "[{section}]");
         for (key, lines) in keys {
-            text.push_str(&format!("  {key}\n"));
+            let _ = writeln!(text, "  {key}");
             for line in *lines {
-                text.push_str(&format!("     {line}\n"));
+                let _ = writeln!(text, "     {line}");
             }
         }
         text.push('\n');
@@ -268,10 +268,7 @@ type Text = (IndexMap<String, Given>, BTreeMap<String, At>);
 fn read_text(path: &Path, text: &str) -> Result<Text, Vec<ConfigError>> {
     let line_of = |offset: usize| {
         let end = offset.min(text.len());
-        1 + text.as_bytes()[..end]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count()
+        text.as_bytes()[..end].split(|&byte| byte == b'\n').count()
     };
     let at = |offset| At::File {
         path: path.to_owned(),
@@ -379,27 +376,23 @@ fn nearest<'a>(text: &str, candidates: impl Iterator<Item = &'a str>) -> Option<
         .map(|(_, name)| name)
 }
 
-fn suggest_key(
-    section: &str,
-    leaf: &str,
-    sections: &IndexMap<&'static str, Keys>,
-) -> Option<String> {
+fn suggest_key(section: &str, leaf: &str, sections: &IndexMap<&'static str, Keys>) -> String {
     let owner = sections
         .iter()
         .find(|(_, keys)| keys.iter().any(|(key, _)| *key == leaf));
     if let Some((owner, _)) = owner {
-        return Some(format!("`{leaf}` belongs to `[{owner}]`"));
+        return format!("`{leaf}` belongs to `[{owner}]`");
     }
     let keys = sections.get(section).copied().unwrap_or(&[]);
     if let Some(name) = nearest(leaf, keys.iter().map(|(key, _)| *key)) {
-        return Some(format!("did you mean `{name}`?"));
+        return format!("did you mean `{name}`?");
     }
     if keys.is_empty() {
         let names: Vec<_> = sections.keys().map(|name| format!("[{name}]")).collect();
-        return Some(format!("keys live in sections: {}", names.join(", ")));
+        return format!("keys live in sections: {}", names.join(", "));
     }
     let names: Vec<_> = keys.iter().map(|(key, _)| *key).collect();
-    Some(format!("`[{section}]` has {}", names.join(", ")))
+    format!("`[{section}]` has {}", names.join(", "))
 }
 
 fn origins(config: &Config, reader: &Reader) -> IndexMap<String, Origin> {

@@ -280,7 +280,7 @@ fn a_fully_trained_run_exports_as_a_backbone() {
     let run_dir = scratch.path().join("run");
     let checkpoint = run_with(&run_dir, &tensors);
     for (flag, source) in [("--run", &run_dir), ("--checkpoint", &checkpoint)] {
-        let output = scratch.path().join(flag.trim_start_matches('-'));
+        let output = scratch.path().join(format!("exported{flag}"));
         succeed(&["export", flag, show(source), "--output", show(&output)]);
         let exported = ScgptDirectory::open(&output).unwrap();
         assert_eq!(exported.fingerprint(), backbone.fingerprint());
