@@ -72,7 +72,8 @@ train pretrain 2 "$corpus/manifest.json"
 if fresh "$backbone" demo/runs/pretrain/run.json; then
     echo "already exported: $backbone"
 else
-    scpeft-checkpoint export --run demo/runs/pretrain --output "$backbone" --overwrite
+    rm -rf "$backbone"
+    scpeft-checkpoint export --run demo/runs/pretrain --output "$backbone"
 fi
 
 step "LoRA adapters on the frozen backbone, two ranks"

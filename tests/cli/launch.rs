@@ -1,12 +1,14 @@
 //! `scpeft-launch` with the real `mpirun` and small shell programs as ranks: what it starts, which
 //! exit code it relays, and what its signals do to the ranks.
 
+#![allow(clippy::unwrap_used, reason = "in a test, also in its helpers, a panic is the report")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Nothing here takes longer than this unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A rank that leaves `ready.RANK` in the folder `$0`, and on SIGUSR1 takes longer to save than
 /// `mpirun`'s own patience, leaves `saved.RANK`, waits until all have and exits with the code for
@@ -15,7 +17,7 @@ const SAVES_ON_REQUEST: &str = r#"
     rank=${OMPI_COMM_WORLD_RANK:-0}
     last=$((${OMPI_COMM_WORLD_SIZE:-1} - 1))
     save() {
-        sleep 3; touch "$0/saved.$rank"
+        sleep 2; touch "$0/saved.$rank"
         until [ -e "$0/saved.0" ] && [ -e "$0/saved.$last" ]; do sleep 0.05; done
         exit 85
     }
