@@ -1,7 +1,10 @@
 //! `scpeft-launch` with the real `mpirun` and small shell programs as ranks: what it starts, which
 //! exit code it relays, and what its signals do to the ranks.
 
-#![allow(clippy::unwrap_used, reason = "in a test, also in its helpers, a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "in a test, also in its helpers, a panic is the report"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -71,6 +74,7 @@ impl Running {
             .args(options)
             .args(["--", "bash", "-c", script])
             .arg(folder.path())
+            .stdout(Stdio::null())
             .stderr(stderr)
             .process_group(0)
             .spawn()
