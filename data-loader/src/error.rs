@@ -1,5 +1,6 @@
 //! What can go wrong, grouped by whose fault it is.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -207,7 +208,7 @@ pub(crate) fn listed(names: &[String]) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     if names.len() > SHOWN {
-        text += &format!(" and {} more", names.len() - SHOWN);
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
     }
     text
 }

@@ -40,9 +40,12 @@ impl GeneTable {
         let columns: Vec<ArrayRef> = vec![
             Arc::new(UInt32Array::from_iter_values(0..self.len() as u32)),
             Arc::new(StringArray::from_iter_values(&self.symbols)),
-            Arc::new(StringArray::from_iter(
-                self.ensembl.iter().map(Option::as_deref),
-            )),
+            Arc::new(
+                self.ensembl
+                    .iter()
+                    .map(Option::as_deref)
+                    .collect::<StringArray>(),
+            ),
         ];
         let fail = |e: String| Error::corpus(path, "gene table", e);
         let batch =

@@ -64,10 +64,9 @@ pub fn verify(corpus: &Corpus) -> Result<VerifyReport> {
 }
 
 fn fault(genes: &[u32], values: &[f32]) -> Option<String> {
-    if let Some(pair) = genes.windows(2).find(|w| w[0] >= w[1]) {
+    if let Some(&[first, second]) = genes.windows(2).find(|w| w[0] >= w[1]) {
         return Some(format!(
-            "gene index {} follows {}, expected strictly ascending",
-            pair[1], pair[0]
+            "gene index {second} follows {first}, expected strictly ascending"
         ));
     }
     let bad = values

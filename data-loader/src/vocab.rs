@@ -231,7 +231,7 @@ impl GeneMap {
                 }
                 Some(_) => overlap.duplicates += 1,
                 None if overlap.misses.len() < 8 => {
-                    overlap.misses.push(name.unwrap_or(symbol).clone())
+                    overlap.misses.push(name.unwrap_or(symbol).clone());
                 }
                 None => {}
             }

@@ -1,6 +1,8 @@
 //! The loader hands out the same micro-batches whatever the number of ranks and threads, can start
 //! anywhere, and delivers errors instead of hanging.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;

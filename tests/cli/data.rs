@@ -3,6 +3,8 @@
 //!
 //! The files are written by `fixtures/h5ad/make.py`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

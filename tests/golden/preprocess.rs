@@ -2,6 +2,8 @@
 //! the reference drew. Cases `binning`, `tokenize_mask`, `preprocess`: every row and variant that the
 //! fixtures hold is compared.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};

@@ -321,7 +321,7 @@ impl Corpus {
             .metadata()
             .row_groups()
             .iter()
-            .map(|g| g.num_rows())
+            .map(parquet::file::metadata::RowGroupMetaData::num_rows)
             .collect();
         if found.iter().ne(entry
             .row_group_rows

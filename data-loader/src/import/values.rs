@@ -28,18 +28,17 @@ impl ValuesOption {
 
     /// The kind of values, given the first cells.
     pub(crate) fn decide(self, first: &Rows) -> ValueKind {
-        match self {
-            Self::Counts => ValueKind::Counts,
-            Self::Lognorm => ValueKind::Lognorm,
-            Self::Auto
-                if first
-                    .values
-                    .iter()
-                    .all(|v| v.fract() == 0.0 || !v.is_finite()) =>
-            {
-                ValueKind::Counts
-            }
-            Self::Auto => ValueKind::Lognorm,
+        // A value that is not finite is reported as such later, it decides nothing here.
+        let whole = |v: &f64| v.fract() == 0.0 || !v.is_finite();
+        let counts = match self {
+            Self::Counts => true,
+            Self::Lognorm => false,
+            Self::Auto => first.values.iter().all(whole),
+        };
+        if counts {
+            ValueKind::Counts
+        } else {
+            ValueKind::Lognorm
         }
     }
 }

@@ -10,6 +10,10 @@ use crate::{Error, Result};
 
 /// How cells become tokens.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent switches, each named in the configuration"
+)]
 pub struct ScgptOptions {
     /// Number of value bins, the zero bin included.
     pub n_bins: usize,

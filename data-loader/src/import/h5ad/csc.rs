@@ -85,6 +85,9 @@ impl Transposed {
     }
 }
 
+/// Is given genes, cells and values of some entries.
+type VisitEntries<'a> = dyn FnMut(&[u32], &[u32], &[f64]) -> Result<()> + 'a;
+
 struct Entries<'a> {
     file: &'a Hdf5,
     sparse: &'a Sparse,
@@ -101,11 +104,7 @@ enum Values {
 
 impl Entries<'_> {
     /// Visits all entries by genes, in blocks: genes, cells, values.
-    fn visit(
-        &self,
-        visit: &mut dyn FnMut(&[u32], &[u32], &[f64]) -> Result<()>,
-        values: Values,
-    ) -> Result<()> {
+    fn visit(&self, visit: &mut VisitEntries<'_>, values: Values) -> Result<()> {
         let mut gene_of = Vec::new();
         for first in (0..self.genes).step_by(BLOCK_GENES) {
             let last = (first + BLOCK_GENES).min(self.genes);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use hdf5_metno::types::TypeDescriptor;
 use hdf5_metno::{Dataset, Group};
 
-use super::hdf5::{Hdf5, Source};
+use super::hdf5::{self, Hdf5, Source};
 use crate::Result;
 
 /// A table about the cells or the genes.
@@ -54,12 +54,10 @@ impl Frame {
     /// Opens `obs`, `var`, `raw/var` or `raw.var`; `None` when there is no such object.
     pub(super) fn open(file: &Hdf5, name: &str) -> Result<Option<Self>> {
         let root = file.root();
-        if let Some(group) = file.group(root, name) {
-            let index = file
-                .text(&group, "_index")
-                .unwrap_or_else(|| "_index".to_owned());
+        if let Some(group) = hdf5::group(root, name) {
+            let index = hdf5::text(&group, "_index").unwrap_or_else(|| "_index".to_owned());
             let index_source = Source::whole(file.needed(&group, &index)?);
-            let mut columns = file.texts(&group, "column-order").unwrap_or_default();
+            let mut columns = hdf5::texts(&group, "column-order").unwrap_or_default();
             if columns.is_empty() {
                 columns = group
                     .member_names()
@@ -74,7 +72,7 @@ impl Frame {
                 columns,
             }));
         }
-        let Some(dataset) = file.dataset(root, name) else {
+        let Some(dataset) = hdf5::dataset(root, name) else {
             return Ok(None);
         };
         file.check_filters(&dataset)?;
@@ -121,7 +119,7 @@ impl Frame {
     pub(super) fn column(&self, name: &str) -> Result<Column> {
         let column = match &self.storage {
             Storage::Records(dataset) => self.record_column(dataset, name)?,
-            Storage::Group(group) => match self.file.group(group, name) {
+            Storage::Group(group) => match hdf5::group(group, name) {
                 Some(column) => self.encoded_column(&column)?,
                 None => self.plain_column(group, name)?,
             },
@@ -142,8 +140,8 @@ impl Frame {
             dataset: dataset.clone(),
             field: Some(name.to_owned()),
         };
-        let uns = self.file.group(self.file.root(), "uns");
-        let listed = uns.and_then(|u| self.file.dataset(&u, &format!("{name}_categories")));
+        let uns = hdf5::group(self.file.root(), "uns");
+        let listed = uns.and_then(|u| hdf5::dataset(&u, &format!("{name}_categories")));
         let integer = matches!(
             values.descriptor(&self.file)?,
             TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_)
@@ -160,8 +158,8 @@ impl Frame {
     /// A plain array; in files of anndata 0.7 with its categories under `__categories`.
     fn plain_column(&self, group: &Group, name: &str) -> Result<Column> {
         let values = Source::whole(self.file.needed(group, name)?);
-        let listed = self.file.group(group, "__categories");
-        match listed.and_then(|g| self.file.dataset(&g, name)) {
+        let listed = hdf5::group(group, "__categories");
+        match listed.and_then(|g| hdf5::dataset(&g, name)) {
             Some(categories) => Ok(Column::Category {
                 codes: values,
                 categories: self.texts_of(&Source::whole(categories))?,
@@ -171,9 +169,9 @@ impl Frame {
     }
 
     fn encoded_column(&self, column: &Group) -> Result<Column> {
-        let encoding = self.file.text(column, "encoding-type").unwrap_or_default();
+        let encoding = hdf5::text(column, "encoding-type").unwrap_or_default();
         if encoding == "categorical" {
-            let categories = match self.file.group(column, "categories") {
+            let categories = match hdf5::group(column, "categories") {
                 Some(nullable) => self.file.needed(&nullable, "values")?,
                 None => self.file.needed(column, "categories")?,
             };

@@ -62,27 +62,10 @@ impl Hdf5 {
         import_error(&self.path, place, problem, help)
     }
 
-    /// The object of this name, when it is a group.
-    pub(super) fn group(&self, parent: &Group, name: &str) -> Option<Group> {
-        parent
-            .link_exists(name)
-            .then(|| parent.group(name).ok())
-            .flatten()
-    }
-
-    /// The object of this name, when it is a dataset.
-    pub(super) fn dataset(&self, parent: &Group, name: &str) -> Option<Dataset> {
-        parent
-            .link_exists(name)
-            .then(|| parent.dataset(name).ok())
-            .flatten()
-    }
-
     /// A dataset that must be there, with filters that can be read.
     pub(super) fn needed(&self, parent: &Group, name: &str) -> Result<Dataset> {
         let place = format!("{}/{name}", parent.name().trim_end_matches('/'));
-        let dataset = self
-            .dataset(parent, name)
+        let dataset = dataset(parent, name)
             .ok_or_else(|| self.error(&place, "is missing", "the file is no complete AnnData"))?;
         self.check_filters(&dataset)?;
         Ok(dataset)
@@ -230,51 +213,6 @@ impl Hdf5 {
             "the file may be damaged or truncated",
         )
     }
-
-    /// A text attribute.
-    pub(super) fn text(&self, object: &Location, name: &str) -> Option<String> {
-        let attribute = object.attr(name).ok()?;
-        match attribute.dtype().ok()?.to_descriptor().ok()? {
-            TypeDescriptor::VarLenUnicode => attribute
-                .read_scalar::<VarLenUnicode>()
-                .ok()
-                .map(|s| s.to_string()),
-            TypeDescriptor::VarLenAscii => attribute
-                .read_scalar::<VarLenAscii>()
-                .ok()
-                .map(|s| s.to_string()),
-            TypeDescriptor::FixedAscii(_) => attribute
-                .read_scalar::<FixedAscii<256>>()
-                .ok()
-                .map(|s| s.to_string()),
-            TypeDescriptor::FixedUnicode(_) => attribute
-                .read_scalar::<FixedUnicode<256>>()
-                .ok()
-                .map(|s| s.to_string()),
-            _ => None,
-        }
-    }
-
-    /// A list of texts in an attribute.
-    pub(super) fn texts(&self, object: &Location, name: &str) -> Option<Vec<String>> {
-        let attribute = object.attr(name).ok()?;
-        match attribute.dtype().ok()?.to_descriptor().ok()? {
-            TypeDescriptor::VarLenUnicode => {
-                let read = attribute.read_raw::<VarLenUnicode>().ok()?;
-                Some(read.iter().map(ToString::to_string).collect())
-            }
-            TypeDescriptor::VarLenAscii => {
-                let read = attribute.read_raw::<VarLenAscii>().ok()?;
-                Some(read.iter().map(ToString::to_string).collect())
-            }
-            _ => None,
-        }
-    }
-
-    /// An attribute of integers.
-    pub(super) fn integers(&self, object: &Location, name: &str) -> Option<Vec<i64>> {
-        object.attr(name).ok()?.read_raw::<i64>().ok()
-    }
 }
 
 /// A 1-d dataset, or one field of a 1-d dataset of records.
@@ -400,4 +338,65 @@ fn filter_name(id: i32) -> String {
         _ => return format!("HDF5 filter {id}"),
     };
     format!("{name} (HDF5 filter {id})")
+}
+
+/// The object of this name, when it is a group.
+pub(super) fn group(parent: &Group, name: &str) -> Option<Group> {
+    parent
+        .link_exists(name)
+        .then(|| parent.group(name).ok())
+        .flatten()
+}
+
+/// The object of this name, when it is a dataset.
+pub(super) fn dataset(parent: &Group, name: &str) -> Option<Dataset> {
+    parent
+        .link_exists(name)
+        .then(|| parent.dataset(name).ok())
+        .flatten()
+}
+
+/// A text attribute.
+pub(super) fn text(object: &Location, name: &str) -> Option<String> {
+    let attribute = object.attr(name).ok()?;
+    match attribute.dtype().ok()?.to_descriptor().ok()? {
+        TypeDescriptor::VarLenUnicode => attribute
+            .read_scalar::<VarLenUnicode>()
+            .ok()
+            .map(|s| s.to_string()),
+        TypeDescriptor::VarLenAscii => attribute
+            .read_scalar::<VarLenAscii>()
+            .ok()
+            .map(|s| s.to_string()),
+        TypeDescriptor::FixedAscii(_) => attribute
+            .read_scalar::<FixedAscii<256>>()
+            .ok()
+            .map(|s| s.to_string()),
+        TypeDescriptor::FixedUnicode(_) => attribute
+            .read_scalar::<FixedUnicode<256>>()
+            .ok()
+            .map(|s| s.to_string()),
+        _ => None,
+    }
+}
+
+/// A list of texts in an attribute.
+pub(super) fn texts(object: &Location, name: &str) -> Option<Vec<String>> {
+    let attribute = object.attr(name).ok()?;
+    match attribute.dtype().ok()?.to_descriptor().ok()? {
+        TypeDescriptor::VarLenUnicode => {
+            let read = attribute.read_raw::<VarLenUnicode>().ok()?;
+            Some(read.iter().map(ToString::to_string).collect())
+        }
+        TypeDescriptor::VarLenAscii => {
+            let read = attribute.read_raw::<VarLenAscii>().ok()?;
+            Some(read.iter().map(ToString::to_string).collect())
+        }
+        _ => None,
+    }
+}
+
+/// An attribute of integers.
+pub(super) fn integers(object: &Location, name: &str) -> Option<Vec<i64>> {
+    object.attr(name).ok()?.read_raw::<i64>().ok()
 }

@@ -7,7 +7,7 @@ use hdf5_metno::types::TypeDescriptor;
 use hdf5_metno::{Dataset, Group, Hyperslab, Selection, SliceOrIndex};
 
 use super::csc::Transposed;
-use super::hdf5::{Hdf5, Source};
+use super::hdf5::{self, Hdf5, Source};
 use crate::Result;
 use crate::import::Rows;
 
@@ -42,22 +42,21 @@ impl Matrix {
     /// Opens a matrix; `None` when there is no such object or it holds nothing.
     pub(super) fn open(file: &Hdf5, parent: &Group, name: &str) -> Result<Option<Self>> {
         let place = format!("{}/{name}", parent.name().trim_end_matches('/'));
-        if let Some(dataset) = file.dataset(parent, name) {
-            if file.text(&dataset, "encoding-type").as_deref() == Some("null") {
+        if let Some(dataset) = hdf5::dataset(parent, name) {
+            if hdf5::text(&dataset, "encoding-type").as_deref() == Some("null") {
                 return Ok(None);
             }
             return Self::open_dense(file, dataset, place).map(Some);
         }
-        let Some(group) = file.group(parent, name) else {
+        let Some(group) = hdf5::group(parent, name) else {
             return Ok(None);
         };
-        let encoding = file.text(&group, "encoding-type");
+        let encoding = hdf5::text(&group, "encoding-type");
         let encoding = encoding
-            .or_else(|| file.text(&group, "h5sparse_format"))
+            .or_else(|| hdf5::text(&group, "h5sparse_format"))
             .unwrap_or_default();
-        let shape = file
-            .integers(&group, "shape")
-            .or_else(|| file.integers(&group, "h5sparse_shape"));
+        let shape =
+            hdf5::integers(&group, "shape").or_else(|| hdf5::integers(&group, "h5sparse_shape"));
         let shape = shape.filter(|s| s.len() == 2 && s.iter().all(|&n| n >= 0));
         let shape = shape
             .ok_or_else(|| file.error(&place, "has no attribute `shape` of two numbers", ""))?;

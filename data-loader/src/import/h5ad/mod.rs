@@ -175,11 +175,11 @@ fn open_matrix(file: &Hdf5, option: &MatrixOption) -> Result<Matrix> {
     let root = file.root();
     let found = match option {
         MatrixOption::X => Matrix::open(file, root, "X")?,
-        MatrixOption::Raw => match file.group(root, "raw") {
+        MatrixOption::Raw => match hdf5::group(root, "raw") {
             Some(raw) => Matrix::open(file, &raw, "X")?,
             None => Matrix::open(file, root, "raw.X")?,
         },
-        MatrixOption::Layer(name) => match file.group(root, "layers") {
+        MatrixOption::Layer(name) => match hdf5::group(root, "layers") {
             Some(layers) => Matrix::open(file, &layers, name)?,
             None => None,
         },
@@ -207,13 +207,11 @@ fn other_matrices(file: &Hdf5, but: &MatrixOption) -> String {
     }
     if *but != MatrixOption::Raw
         && (root.link_exists("raw.X")
-            || file.group(root, "raw").is_some_and(|r| r.link_exists("X")))
+            || hdf5::group(root, "raw").is_some_and(|r| r.link_exists("X")))
     {
         found.push("--raw".to_owned());
     }
-    let layers = file
-        .group(root, "layers")
-        .and_then(|l| l.member_names().ok());
+    let layers = hdf5::group(root, "layers").and_then(|l| l.member_names().ok());
     for layer in layers.unwrap_or_default() {
         if *but != MatrixOption::Layer(layer.clone()) {
             found.push(format!("--layer {layer}"));

@@ -202,12 +202,16 @@ impl Kept {
     fn array(&self, frame: &Frame, rows: Range<usize>) -> Result<ArrayRef> {
         Ok(match self.column.kind {
             ObsKind::Category => dictionary(&self.codes(frame, rows)?, &self.dictionary)?,
-            ObsKind::String => Arc::new(StringArray::from_iter(frame.texts(&self.source, rows)?)),
+            ObsKind::String => Arc::new(
+                frame
+                    .texts(&self.source, rows)?
+                    .into_iter()
+                    .collect::<StringArray>(),
+            ),
             ObsKind::Number if self.data_type == DataType::Float32 => {
                 let numbers = frame.numbers(&self.source, rows)?;
-                Arc::new(Float32Array::from_iter(
-                    numbers.into_iter().map(|n| n.map(|n| n as f32)),
-                ))
+                let narrow = numbers.into_iter().map(|n| n.map(|n| n as f32));
+                Arc::new(narrow.collect::<Float32Array>())
             }
             ObsKind::Number => {
                 Arc::new(Float64Array::from_iter(frame.numbers(&self.source, rows)?))
