@@ -38,7 +38,8 @@ setup: ## Install what the build needs: system packages, libtorch
 	@deploy/setup/libtorch.sh
 
 .PHONY: setup-test
-setup-test: setup ## Also install what the tests need: the test runner, Python readers
+setup-test: setup ## Also install what the tests need: the test runner, promtool, Python readers
+	@deploy/setup/system.sh test
 	@deploy/setup/nextest.sh
 	@deploy/setup/python-dev.sh
 

@@ -1,9 +1,6 @@
 //! The tokens a backbone knows, and how the genes of a corpus map to them.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
-
-use indexmap::IndexMap;
 
 use crate::genes::GeneTable;
 use crate::{Error, Result};
@@ -38,7 +35,8 @@ impl GeneKey {
     }
 }
 
-/// The tokens a backbone knows: ids are dense from 0.
+/// The tokens a backbone knows: ids are dense from 0, `<pad>` and `<cls>` among them. Which file
+/// they come from is the business of the backbone's reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vocab {
     tokens: Vec<String>,
@@ -46,45 +44,6 @@ pub struct Vocab {
 }
 
 impl Vocab {
-    /// Reads `vocab.json`, an object from token to id.
-    ///
-    /// # Errors
-    /// When it is malformed, ids are not dense, or `<pad>` or `<cls>` is missing.
-    pub fn from_json(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-        let map: IndexMap<String, i64> = serde_json::from_str(&text)
-            .map_err(|e| Error::corpus(path, format!("line {}", e.line()), e.to_string()))?;
-        let n = map.len();
-        let mut tokens = vec![None; n];
-        for (token, id) in map {
-            let slot = usize::try_from(id).ok().filter(|&i| i < n).ok_or_else(|| {
-                Error::corpus(
-                    path,
-                    format!("token `{token}`"),
-                    format!("has id {id}, but {n} tokens need the ids 0 to {}", n - 1),
-                )
-            })?;
-            if let Some(other) = tokens[slot].replace(token) {
-                return Err(Error::corpus(
-                    path,
-                    format!("id {id}"),
-                    format!("belongs to `{other}` and to another token"),
-                ));
-            }
-        }
-        let vocab = Self::from_tokens(tokens.into_iter().flatten().collect());
-        for special in [PAD, CLS] {
-            if vocab.id(special).is_none() {
-                return Err(Error::corpus(
-                    path,
-                    "vocabulary",
-                    format!("has no token `{special}`"),
-                ));
-            }
-        }
-        Ok(vocab)
-    }
-
     /// A vocabulary of the special tokens and all genes of a table, each once.
     pub fn from_genes(genes: &GeneTable, key: GeneKey) -> Self {
         let mut tokens: Vec<String> = [PAD, CLS, EOC].map(String::from).to_vec();
@@ -99,16 +58,11 @@ impl Vocab {
         Self::from_tokens(tokens)
     }
 
-    /// A vocabulary of `tokens`, whose ids are their positions.
+    /// A vocabulary of `tokens`, whose ids are their positions; `<pad>` and `<cls>` must be among
+    /// them.
     pub fn from_tokens(tokens: Vec<String>) -> Self {
         let ids = tokens.iter().cloned().zip(0..).collect();
         Self { tokens, ids }
-    }
-
-    /// The text of `vocab.json`.
-    pub fn to_json(&self) -> String {
-        let map: IndexMap<&str, i32> = self.tokens.iter().map(String::as_str).zip(0..).collect();
-        serde_json::to_string_pretty(&map).expect("strings and integers are JSON")
     }
 
     /// Number of tokens.

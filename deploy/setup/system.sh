@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compilers, libraries and Python. Installs the missing Debian packages as root; otherwise prints
+# Compilers, libraries and Python; with the argument `test`, also the programs that tests check us
+# against. Installs the missing Debian packages as root; otherwise prints
 # the one command that does. Needs no network when nothing is missing.
 source "$(dirname "$0")/lib.sh"
 lock
@@ -32,6 +33,7 @@ want libopenmpi-dev has mpicc
 want openmpi-bin has mpirun
 want libhdf5-dev has_hdf5
 want ca-certificates has_certificates
+if [ "${1:-}" = test ]; then want prometheus has promtool; fi
 if ! has cargo >/dev/null; then want curl has curl; fi
 if ! find_python 10 venv ensurepip >/dev/null; then missing+=(python3 python3-pip python3-venv); fi
 

@@ -15,23 +15,11 @@ use scpeft_checkpoint::{
 use scpeft_tests::{case, fixture};
 use serde_json::Value;
 
-/// The binary, next to the folder of the test binaries.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test
-        .parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("scpeft-checkpoint");
-    assert!(
-        path.exists(),
-        "build it first: cargo build --release -p scpeft-checkpoint"
-    );
-    path
-}
-
 fn run(arguments: &[&str]) -> Output {
-    Command::new(binary()).args(arguments).output().unwrap()
+    Command::new(scpeft_tests::binary("scpeft-checkpoint"))
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 fn succeed(arguments: &[&str]) -> String {

@@ -28,23 +28,11 @@ const IDS: [&str; 4] = [
     "ENSG00000090382",
 ];
 
-/// The binary, next to the folder of the test binaries.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test
-        .parent()
-        .and_then(Path::parent)
-        .unwrap()
-        .join("scpeft-data");
-    assert!(
-        path.exists(),
-        "build it first: cargo build --release -p scpeft-data"
-    );
-    path
-}
-
 fn run(args: &[&str]) -> Output {
-    Command::new(binary()).args(args).output().unwrap()
+    Command::new(scpeft_tests::binary("scpeft-data"))
+        .args(args)
+        .output()
+        .unwrap()
 }
 
 fn source(name: &str) -> String {

@@ -36,15 +36,7 @@ const IGNORES_REQUESTS: &str = r#"
     while :; do sleep 0.05; done"#;
 
 fn launcher() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let release = test.parent().and_then(Path::parent).unwrap();
-    let binary = release.join("scpeft-launch");
-    assert!(
-        binary.is_file(),
-        "no `{}`: run `make build` first",
-        binary.display()
-    );
-    let mut command = Command::new(binary);
+    let mut command = Command::new(scpeft_tests::binary("scpeft-launch"));
     command.stdin(Stdio::null());
     command
 }

@@ -1,6 +1,28 @@
-//! Support for the integration tests: where fixtures lie, and how tensors in them are read.
+//! Support for the integration tests: where fixtures and binaries lie, small corpora, training runs.
+
+pub mod corpus;
+pub mod train;
 
 use std::path::{Path, PathBuf};
+
+/// One of our programs, next to the folder of the test binaries.
+///
+/// # Panics
+/// When it has not been built: cargo builds only the programs of the package under test.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running program has a path");
+    let release = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in target/release/deps");
+    let path = release.join(name);
+    assert!(
+        path.is_file(),
+        "no `{}`: run `make build` first",
+        path.display()
+    );
+    path
+}
 
 /// The folder `<fixtures>/<backbone>/<case>`, where `<fixtures>` is `SCPEFT_FIXTURES` when set and
 /// `tests/fixtures` otherwise.

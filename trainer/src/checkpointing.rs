@@ -171,7 +171,10 @@ impl RunDir {
         let found = !self.store.list()?.is_empty();
         if args.overwrite {
             for name in ["checkpoints", "LATEST", "BEST", "metrics.jsonl", "run.json"] {
-                fsx::remove(&self.path.join(name))?;
+                let path = self.path.join(name);
+                if path.exists() {
+                    fsx::remove(&path)?;
+                }
             }
         } else if found && !args.resume {
             return Err(Failure::config(format!(

@@ -27,6 +27,7 @@ mod stop;
 pub mod task;
 
 pub use failure::{Failure, Result};
+pub use stop::StopFlag;
 
 /// How a command ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, predict, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, predict, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -20,11 +20,24 @@ fn main() {
         print!("{}", scpeft_config::manual());
         return;
     }
-    std::process::exit(supervise(&cli));
+    let stop = match install_stop(&cli) {
+        Ok(stop) => stop,
+        Err(failure) => std::process::exit(report(&failure)),
+    };
+    std::process::exit(supervise(&cli, &stop));
+}
+
+/// Training answers stop requests by saving; the handlers come before MPI, whose start takes long
+/// enough for a request to fall into. Prediction has nothing to save and keeps the defaults.
+fn install_stop(cli: &Cli) -> Result<StopFlag, Failure> {
+    match cli.command {
+        None | Some(Command::Run(_)) => StopFlag::install(),
+        Some(_) => Ok(StopFlag::default()),
+    }
 }
 
 /// Runs the command in the world that this process belongs to; returns the exit code.
-fn supervise(cli: &Cli) -> i32 {
+fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
     let world = match scpeft_collective::discover() {
         Ok(world) => world,
         Err(error) => {
@@ -46,8 +59,8 @@ fn supervise(cli: &Cli) -> i32 {
         }
     }));
     let result = match &cli.command {
-        None => run::run(world.as_ref(), &cli.run),
-        Some(Command::Run(args)) => run::run(world.as_ref(), args),
+        None => run::run(world.as_ref(), &cli.run, stop),
+        Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
         Some(Command::Keys) => Ok(Outcome::Done),
     };

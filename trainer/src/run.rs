@@ -33,7 +33,7 @@ use crate::task::{Evaluation, NamedValue};
 ///
 /// # Errors
 /// Anything from a misspelt key to a full disk, with its exit code.
-pub fn run(world: &dyn Collective, args: &RunArgs) -> Result<Outcome> {
+pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
     let resolved = agree(world, load_config(args))?;
     let config = &resolved.config;
     let run_dir = RunDir::new(&config.run.dir);
@@ -52,7 +52,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs) -> Result<Outcome> {
         world,
         Training::begin(world, &resolved, args, assembly, from.as_deref()),
     )?;
-    match training.drive(world, &loaders) {
+    match training.drive(world, &loaders, stop) {
         Err(failure) if world.topology().world_size > 1 => {
             tracing::error!("rank {}: {failure}", world.topology().rank);
             world.abort(failure.code)
@@ -87,7 +87,6 @@ struct Training {
     cursor: Cursor,
     selection: ModelSelection,
     exporter: Exporter,
-    stop: StopFlag,
     outputs: Option<Outputs>,
     bad_steps: u64,
     world_size: usize,
@@ -134,7 +133,6 @@ impl Training {
             cursor,
             selection,
             exporter,
-            stop: StopFlag::install()?,
             outputs,
             bad_steps: 0,
             world_size: world.topology().world_size,
@@ -143,10 +141,15 @@ impl Training {
     }
 
     /// Epochs until the planned steps are done, patience runs out, or a stop is asked for.
-    fn drive(mut self, world: &dyn Collective, loaders: &SplitLoaders) -> Result<Outcome> {
+    fn drive(
+        mut self,
+        world: &dyn Collective,
+        loaders: &SplitLoaders,
+        stop: &StopFlag,
+    ) -> Result<Outcome> {
         let mut outcome = Outcome::Done;
         while self.cursor.step < self.schedule.planned_steps && !self.selection.exhausted() {
-            if self.epoch(world, &loaders.train)? {
+            if self.epoch(world, &loaders.train, stop)? {
                 self.save(false)?;
                 outcome = Outcome::Preempted;
                 break;
@@ -158,7 +161,7 @@ impl Training {
     }
 
     /// Steps to the end of the epoch or of the run; true when asked to stop.
-    fn epoch(&mut self, world: &dyn Collective, loader: &Loader) -> Result<bool> {
+    fn epoch(&mut self, world: &dyn Collective, loader: &Loader, stop: &StopFlag) -> Result<bool> {
         let mut stream = loader.epoch(self.cursor.epoch, self.cursor.batch);
         while self.cursor.step < self.schedule.planned_steps {
             let begun = Instant::now();
@@ -166,7 +169,7 @@ impl Training {
                 break;
             };
             let data_seconds = begun.elapsed().as_secs_f64();
-            let report = self.step(world, &batch)?;
+            let report = self.step(world, &batch, stop.is_set())?;
             self.cursor.step += 1;
             self.cursor.batch += 1;
             self.account(&report, begun.elapsed().as_secs_f64(), data_seconds)?;
@@ -181,7 +184,12 @@ impl Training {
         Ok(false)
     }
 
-    fn step(&mut self, world: &dyn Collective, batch: &StepBatches) -> Result<StepReport> {
+    fn step(
+        &mut self,
+        world: &dyn Collective,
+        batch: &StepBatches,
+        stop: bool,
+    ) -> Result<StepReport> {
         let Assembly {
             model,
             params,
@@ -203,7 +211,7 @@ impl Training {
             seed: self.config.run.seed,
             pad_id: feed.pad_id(),
         };
-        let report = stepper.step(world, self.cursor.step, batch, self.stop.is_set());
+        let report = stepper.step(world, self.cursor.step, batch, stop);
         self.adam = Some(stepper.adam);
         let report = report?;
         self.bad_steps = if report.finite { 0 } else { self.bad_steps + 1 };

@@ -76,7 +76,11 @@ mod tests {
                 "{}: counters, and only they, end in _total",
                 metric.name
             );
-            assert!(!metric.name.contains("_ms") && metric.help.ends_with('.'), "{}", metric.name);
+            assert!(
+                !metric.name.contains("_ms") && metric.help.ends_with('.'),
+                "{}",
+                metric.name
+            );
         }
     }
 }

@@ -90,6 +90,12 @@ impl Collective for MpiWorld {
     }
 
     fn gather(&self, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>> {
+        // An empty Rust slice may point to address 1, which is what Open MPI takes for MPI_IN_PLACE.
+        let bytes = if bytes.is_empty() {
+            &[0u8; 1][..0]
+        } else {
+            bytes
+        };
         let root = self.world.process_at_rank(0);
         let mut lengths = vec![0u64; self.topology.world_size];
         self.world
@@ -114,8 +120,9 @@ impl Collective for MpiWorld {
                 Some(start)
             })
             .collect();
-        let mut all = vec![0u8; total as usize];
-        let mut partition = PartitionMut::new(&mut all[..], &counts[..], &displacements[..]);
+        let mut all = vec![0u8; total as usize + 1];
+        let mut partition =
+            PartitionMut::new(&mut all[..total as usize], &counts[..], &displacements[..]);
         root.gather_varcount_into_root(bytes, &mut partition);
         let mut rest = &all[..];
         let parts = lengths

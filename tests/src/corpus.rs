@@ -1,0 +1,133 @@
+//! A small corpus with three cell types that differ in their marker genes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, DictionaryArray, Int32Array, StringArray};
+use arrow::datatypes::Int32Type;
+use scpeft_data::corpus::{
+    CellBatch, CellValues, CorpusWriter, ObsColumn, ObsKind, Provenance, WriterOptions,
+    obs_array_type,
+};
+use scpeft_data::rng::{Purpose, Rng};
+use scpeft_data::{GeneTable, ValueKind};
+
+/// Names of the types, in code order.
+pub const TYPES: [&str; 3] = ["B cell", "Monocyte", "T cell"];
+/// Genes of the corpus.
+pub const GENES: usize = 30;
+
+/// What to write.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Number of cells.
+    pub cells: usize,
+    /// Cells in a row group.
+    pub row_group_cells: usize,
+    /// Prefix of the gene names.
+    pub gene_prefix: &'static str,
+    /// The split of each cell, given its index and type.
+    pub split: fn(usize, usize) -> &'static str,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            cells: 120,
+            row_group_cells: 16,
+            gene_prefix: "GENE",
+            split: every_fifth,
+        }
+    }
+}
+
+/// Of every five cells of a type, one validates and one tests.
+fn every_fifth(cell: usize, _kind: usize) -> &'static str {
+    match cell / TYPES.len() % 5 {
+        0 => "valid",
+        1 => "test",
+        _ => "train",
+    }
+}
+
+/// Writes the corpus `dir/corpus` with obs columns `cell_type` and `split`, and returns its path.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
+    let path = dir.join("corpus");
+    let genes = GeneTable {
+        symbols: (0..GENES)
+            .map(|g| format!("{}{g}", plan.gene_prefix))
+            .collect(),
+        ensembl: vec![None; GENES],
+    };
+    let splits = ["train", "valid", "test"];
+    let column = |name: &str, categories: &[&str]| {
+        let column = ObsColumn {
+            name: name.to_owned(),
+            kind: ObsKind::Category,
+            categories: categories.iter().map(|c| (*c).to_owned()).collect(),
+        };
+        (column, obs_array_type(ObsKind::Category, false))
+    };
+    let options = WriterOptions {
+        row_group_cells: plan.row_group_cells,
+        ..WriterOptions::default()
+    };
+    let obs = vec![column("cell_type", &TYPES), column("split", &splits)];
+    let mut writer = CorpusWriter::create(&path, options, ValueKind::Counts, &genes, obs)
+        .expect("a fresh corpus");
+
+    let mut batch = CellBatch {
+        cell_ids: (0..plan.cells).map(|c| format!("cell-{c}")).collect(),
+        offsets: vec![0],
+        genes: Vec::new(),
+        values: CellValues::Counts(Vec::new()),
+        obs: Vec::new(),
+    };
+    let mut counts = Vec::new();
+    for cell in 0..plan.cells {
+        let mut rng = Rng::new(9, Purpose::Split, 0, cell as u64);
+        for gene in 0..GENES {
+            // A third of the genes marks each type.
+            let marks = gene * TYPES.len() / GENES == cell % TYPES.len();
+            let expressed = rng.uniform() < if marks { 0.9 } else { 0.35 };
+            if expressed {
+                batch.genes.push(gene as u32);
+                counts.push(1 + rng.below(if marks { 30 } else { 4 }));
+            }
+        }
+        batch.offsets.push(counts.len() as i32);
+    }
+    batch.values = CellValues::Counts(counts);
+    let kinds = (0..plan.cells).map(|c| (c % TYPES.len()) as i32).collect();
+    let split_codes = (0..plan.cells)
+        .map(|c| {
+            let name = (plan.split)(c, c % TYPES.len());
+            splits
+                .iter()
+                .position(|s| *s == name)
+                .expect("a known split") as i32
+        })
+        .collect();
+    batch.obs = vec![category(kinds, &TYPES), category(split_codes, &splits)];
+    writer.write(&batch).expect("cells of the corpus");
+    let provenance = Provenance {
+        tool: "scpeft-tests".to_owned(),
+        tool_version: String::new(),
+        sources: Vec::new(),
+        options: indexmap::IndexMap::default(),
+    };
+    writer
+        .finish(Some("cell_type".to_owned()), None, provenance)
+        .expect("a complete corpus");
+    path
+}
+
+fn category(codes: Vec<i32>, names: &[&str]) -> ArrayRef {
+    let names = Arc::new(StringArray::from(names.to_vec()));
+    Arc::new(
+        DictionaryArray::<Int32Type>::try_new(Int32Array::from(codes), names).expect("valid codes"),
+    )
+}
