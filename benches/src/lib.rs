@@ -1,1 +1,1 @@
-//! Benches of the hot paths.
+//! Benches of the hot paths: `make bench`. Results with machine and command go to `reports/`.

@@ -263,9 +263,6 @@ section! {
         device: DeviceChoice = DeviceChoice::Auto;
         /// CPU threads of each rank. Default 0: the cores divided by the ranks on the machine.
         threads: usize = 0;
-        /// Use only deterministic kernels. Costs speed on CUDA, nothing on the CPU.
-        /// Default `false`.
-        deterministic: bool = false;
     }
 }
 
@@ -276,8 +273,6 @@ section! {
         corpus: PathBuf = PathBuf::new();
         /// The obs column with the label to predict. Required for identification, unset otherwise.
         label: Option<String> = None;
-        /// The obs column with the batch (sample, donor) of a cell. Default: unset.
-        batch: Option<String> = None;
         /// The obs column that says which split a cell belongs to. Default `split`.
         split_column: String = "split".to_owned();
         /// Value of `split_column` for training cells. Default `train`.

@@ -145,10 +145,8 @@ fn run_and_data(config: &Config, check: &mut Check<'_>) {
     if check.reader.is_given("data.corpus") {
         check.text("data.corpus", &data.corpus.to_string_lossy());
     }
-    for (key, value) in [("data.label", &data.label), ("data.batch", &data.batch)] {
-        if let Some(value) = value {
-            check.text(key, value);
-        }
+    if let Some(label) = &data.label {
+        check.text("data.label", label);
     }
     check.text("data.split_column", &data.split_column);
     let splits = [

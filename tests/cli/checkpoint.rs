@@ -4,6 +4,8 @@
 //! The published directory is the reference's own `torch.save` output with the values that a load
 //! must give; sizes are taken from the fixture, so that another one of the same name works too.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

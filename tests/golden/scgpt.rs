@@ -3,6 +3,8 @@
 //!
 //! The cases name the shapes; nothing here depends on them.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -299,7 +301,7 @@ fn check_losses_and_gradients(golden: &Golden, params: &Params, model: &Scgpt, e
     let mut total = Tensor::from(0.0f32);
     for (name, weight, value) in losses(golden, model, encoded) {
         golden.close(&format!("loss.{name}"), &value, "loss");
-        total = total + value * weight;
+        total += value * weight;
     }
     golden.close("loss.total", &total, "loss");
     total.backward();

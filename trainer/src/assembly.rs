@@ -223,14 +223,14 @@ impl Assembly {
             .map(|s| s.name.len())
             .max()
             .unwrap_or(0);
-        let mut table = String::from("trainable tensors:");
+        let mut lines = vec!["trainable tensors:".to_owned()];
         for slot in slots.iter().take(SHOWN) {
-            table.push_str(&format!("\n  {:width$}  {:?}", slot.name, slot.shape));
+            lines.push(format!("  {:width$}  {:?}", slot.name, slot.shape));
         }
         if slots.len() > SHOWN {
-            table.push_str(&format!("\n  and {} more", slots.len() - SHOWN));
+            lines.push(format!("  and {} more", slots.len() - SHOWN));
         }
-        table
+        lines.join("\n")
     }
 }
 

@@ -353,8 +353,8 @@ pub(crate) fn restore(
     config: &Config,
     assembly: &mut Assembly,
     adam: &mut Adam,
-    selection: &ModelSelection,
-) -> Result<(Cursor, ModelSelection)> {
+    selection: &mut ModelSelection,
+) -> Result<Cursor> {
     let file = path.join(STATE);
     let malformed = |e: serde_json::Error| {
         Failure::weights(format!("`{}`, line {}: {e}", file.display(), e.line()))
@@ -381,7 +381,8 @@ pub(crate) fn restore(
         &moment(SECOND_MOMENT)?,
         state.updates,
     )?;
-    Ok((state.cursor, selection.resumed(state.selection)))
+    selection.resume(&state.selection);
+    Ok(state.cursor)
 }
 
 /// Overwrites the trainable tensors by those of an adapter directory; both must name the same.

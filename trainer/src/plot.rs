@@ -65,15 +65,11 @@ fn draw<'a>(
         (left + size / 2, TITLE_PX / 2 + 4),
         title,
     ))?;
-    for i in 0..n {
+    for (i, name) in names.iter().enumerate() {
         let total: f64 = (0..n).map(|j| confusion.count(i, j)).sum();
         let y = top + i as i32 * CELL_PX;
         let style = text(12, HPos::Right, VPos::Center);
-        area.draw(&Text::new(
-            names[i].clone(),
-            (left - 6, y + CELL_PX / 2),
-            style,
-        ))?;
+        area.draw(&Text::new(name.clone(), (left - 6, y + CELL_PX / 2), style))?;
         for j in 0..n {
             let x = left + j as i32 * CELL_PX;
             let count = confusion.count(i, j);
@@ -108,7 +104,7 @@ fn draw<'a>(
         }
         let style = text(12, HPos::Right, VPos::Center).transform(FontTransform::Rotate270);
         let x = left + i as i32 * CELL_PX + CELL_PX / 2;
-        area.draw(&Text::new(names[i].clone(), (x, top + size + 6), style))?;
+        area.draw(&Text::new(name.clone(), (x, top + size + 6), style))?;
     }
     let axis = text(14, HPos::Center, VPos::Center);
     let bottom = area.dim_in_pixel().1 as i32 - MARGIN_PX;

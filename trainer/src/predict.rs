@@ -253,11 +253,7 @@ impl Predictor {
     fn record_batch(&self, found: &Found) -> Result<RecordBatch> {
         let rows = found.cells.len();
         let k = self.classes.len();
-        let width = if rows == 0 {
-            0
-        } else {
-            found.embeddings.len() / rows
-        };
+        let width = found.embeddings.len().checked_div(rows).unwrap_or(0);
         let mut columns: Vec<(String, ArrayRef)> = Vec::new();
         let ids = self.assembly.feed.corpus.cell_ids(&found.cells)?;
         columns.push(("cell_id".into(), Arc::new(StringArray::from(ids))));
@@ -288,22 +284,22 @@ impl Predictor {
         }
         let item = Arc::new(Field::new("item", DataType::Float32, false));
         let values = Arc::new(Float32Array::from(found.embeddings.clone()));
-        let embedding =
-            FixedSizeListArray::try_new(item, width as i32, values, None).map_err(arrow_failure)?;
+        let embedding = FixedSizeListArray::try_new(item, width as i32, values, None)
+            .map_err(|e| arrow_failure(&e))?;
         columns.push(("embedding".into(), Arc::new(embedding)));
         let fields: Vec<Field> = columns
             .iter()
             .map(|(name, array)| Field::new(name, array.data_type().clone(), name == "true_type"))
             .collect();
         let arrays = columns.into_iter().map(|(_, array)| array).collect();
-        RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(arrow_failure)
+        RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| arrow_failure(&e))
     }
 
     /// Class indices as a categorical column.
     fn types(&self, keys: Int32Array) -> Result<ArrayRef> {
         let names = Arc::new(StringArray::from(self.classes.clone()));
         Ok(Arc::new(
-            DictionaryArray::<Int32Type>::try_new(keys, names).map_err(arrow_failure)?,
+            DictionaryArray::<Int32Type>::try_new(keys, names).map_err(|e| arrow_failure(&e))?,
         ))
     }
 }
@@ -412,7 +408,7 @@ fn parquet_failure(path: &Path, error: &parquet::errors::ParquetError) -> Failur
     Failure::new(exit::INTERNAL, format!("`{}`: {error}", path.display()))
 }
 
-fn arrow_failure(error: arrow::error::ArrowError) -> Failure {
+fn arrow_failure(error: &arrow::error::ArrowError) -> Failure {
     Failure::new(exit::INTERNAL, format!("predictions: {error}"))
 }
 

@@ -64,9 +64,10 @@ impl Recorder {
         threads: usize,
     ) -> Result<Self> {
         let path = run_dir.join(FILE);
-        let previous: Value = match path.exists() && from_step > 0 {
-            true => read(&path)?,
-            false => Value::Null,
+        let previous: Value = if path.exists() && from_step > 0 {
+            read(&path)?
+        } else {
+            Value::Null
         };
         let mut starts: Vec<Start> =
             serde_json::from_value(previous["starts"].clone()).unwrap_or_default();

@@ -107,8 +107,8 @@ impl Training {
         let mut selection = ModelSelection::new(larger, config.train.early_stop_patience);
         let mut cursor = Cursor::default();
         if let Some(path) = from {
-            (cursor, selection) =
-                checkpointing::restore(path, &config, &mut assembly, &mut adam, &selection)?;
+            cursor =
+                checkpointing::restore(path, &config, &mut assembly, &mut adam, &mut selection)?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
         let exporter = start_exporter(&config, world, &assembly, &schedule)?;

@@ -167,7 +167,7 @@ mod tests {
         let scores = confusion.scores(&names);
         assert_eq!(scores.cells, 6);
         close(scores.accuracy, 4.0 / 6.0);
-        close(scores.balanced_accuracy, (0.75 + 0.5) / 2.0);
+        close(scores.balanced_accuracy, 0.625);
         close(scores.macro_recall, (0.75 + 0.5 + 0.0) / 3.0);
         close(scores.macro_precision, (1.0 + 0.5 + 0.0) / 3.0);
         close(scores.macro_f1, (6.0 / 7.0 + 0.5 + 0.0) / 3.0);

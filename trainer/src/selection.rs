@@ -34,13 +34,11 @@ impl ModelSelection {
         }
     }
 
-    /// What `earlier` saw, under the settings of this one: patience may change on resumption.
-    pub fn resumed(&self, earlier: Self) -> Self {
-        Self {
-            larger_is_better: self.larger_is_better,
-            patience: self.patience,
-            ..earlier
-        }
+    /// Goes on from what `earlier` saw, under the settings of this one: patience may change on
+    /// resumption.
+    pub fn resume(&mut self, earlier: &Self) {
+        self.best = earlier.best;
+        self.stale = earlier.stale;
     }
 
     /// Takes in an evaluation; true when it is the best so far. A value that is not finite never

@@ -1,0 +1,104 @@
+//! The update of the flat buffer, and forward and backward of the demo's backbone with LoRA, on
+//! one thread.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
+use scpeft_model::backbone::scgpt::{Blueprint, Heads, Inputs, Scgpt, Shape};
+use scpeft_model::exec::Dropout;
+use scpeft_model::{Params, Role, device, loss};
+use scpeft_trainer::optim::{Adam, AdamOptions};
+use tch::{Device, Kind, Tensor};
+
+/// Trainable parameters of ENCODER with a head of 18 types on the published whole-human model.
+const TRAINABLE: i64 = 1_326_866;
+
+fn adam(criterion: &mut Criterion) {
+    device::set_threads(1);
+    let options = AdamOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        decoupled: false,
+    };
+    let grad = Tensor::randn([TRAINABLE], (Kind::Float, Device::Cpu));
+    let mut flat = Tensor::zeros([TRAINABLE], (Kind::Float, Device::Cpu));
+    let mut adam = Adam::new(options, &flat).expect("memory");
+    let mut group = criterion.benchmark_group("optimizer");
+    group.throughput(Throughput::Elements(TRAINABLE as u64));
+    group.bench_function("adam, 1.33 M parameters", |bencher| {
+        bencher.iter(|| adam.step(&mut flat, &grad, 1e-4).expect("an update"));
+    });
+    group.finish();
+}
+
+fn forward_backward(criterion: &mut Criterion) {
+    const CELLS: i64 = 8;
+    const TOKENS: i64 = 256;
+    device::set_threads(1);
+    let lora = AdapterOptions::Lora(LoraOptions {
+        layers: LayerSelection::All,
+        r: 8,
+        lora_alpha: 16.0,
+        targets: vec![Projection::Query, Projection::Value],
+        train_qkv_bias: true,
+    });
+    let blueprint = Blueprint {
+        shape: Shape {
+            vocab: 768,
+            d_model: 64,
+            n_heads: 4,
+            d_hid: 128,
+            n_layers: 2,
+            pad_id: 0,
+        },
+        heads: Heads {
+            classes: Some(10),
+            classifier_layers: 3,
+            ..Heads::default()
+        },
+        adapters: vec![lora],
+    };
+    let specs = blueprint.specs().expect("a valid blueprint");
+    let trains = |role: Role, name: &str| role == Role::Adapter || name.starts_with("cls_decoder");
+    let mut params = Params::build(
+        &specs,
+        |_| Ok(None),
+        |s| trains(s.role, &s.name),
+        0,
+        Device::Cpu,
+        0,
+    )
+    .expect("a model");
+    let model = Scgpt::bind(&blueprint, &params).expect("a bound model");
+    let inputs = Inputs {
+        gene_ids: Tensor::randint_low(3, 768, [CELLS, TOKENS], (Kind::Int, Device::Cpu)),
+        values: Tensor::randint_low(1, 51, [CELLS, TOKENS], (Kind::Float, Device::Cpu)),
+        padding: None,
+    };
+    let labels = Tensor::randint(10, [CELLS], (Kind::Int64, Device::Cpu));
+    let mut group = criterion.benchmark_group("step");
+    group.throughput(Throughput::Elements(CELLS as u64));
+    group.bench_function(
+        "LoRA forward + backward, 2 x 64, 8 cells x 256 tokens",
+        |bencher| {
+            bencher.iter(|| {
+                params.zero_grad().expect("zeros");
+                let encoded = model.encode(&inputs, Dropout::OFF).expect("a forward pass");
+                let logits = model
+                    .classifier
+                    .as_ref()
+                    .expect("a head")
+                    .forward(&encoded.cell)
+                    .expect("logits");
+                loss::cross_entropy_sum(&logits, &labels, None)
+                    .expect("a loss")
+                    .backward();
+            });
+        },
+    );
+    group.finish();
+}
+
+criterion_group!(benches, adam, forward_backward);
+criterion_main!(benches);
