@@ -1,5 +1,6 @@
 //! `scpeft-checkpoint`: looks into, verifies and converts weights on disk.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -80,6 +81,8 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
         .without_time()
         .init();
     match run(cli.command) {

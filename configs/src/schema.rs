@@ -269,7 +269,7 @@ section! {
 section! {
     /// `[data]`: the corpus, its columns and how cells become batches.
     DataSection at "data" {
-        /// The corpus directory made by `scpeft-data import` or `index`. Required.
+        /// The corpus directory made by `scpeft-data import`. Required.
         corpus: PathBuf = PathBuf::new();
         /// The obs column with the label to predict. Required for identification, unset otherwise.
         label: Option<String> = None;
@@ -279,7 +279,7 @@ section! {
         train: String = "train".to_owned();
         /// Value of `split_column` for validation cells. Default `valid`.
         valid: String = "valid".to_owned();
-        /// Value of `split_column` for test cells, used by predict and evaluate. Default `test`.
+        /// Value of `split_column` for test cells, used by predict. Default `test`.
         test: String = "test".to_owned();
         /// Which gene name is looked up in the vocabulary: `auto`, `symbol` or `ensembl`.
         /// Default `auto`: the one that finds more genes.

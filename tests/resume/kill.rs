@@ -117,7 +117,11 @@ fn a_resumed_run_may_not_become_another_run() {
         )
         .output()
         .unwrap();
-    assert_refused(&changed, 2, &["seed: 3 in the checkpoint, 4 now", "help:"]);
+    assert_refused(
+        &changed,
+        2,
+        &["run.seed: 3 in the checkpoint, 4 now", "help:"],
+    );
     let complete = lab
         .command(1, &["--set", "train.epochs=1", "--resume"])
         .output()

@@ -19,6 +19,7 @@ use crate::args::RunArgs;
 use crate::assembly::Assembly;
 use crate::backbone::{to_host, to_tensor};
 use crate::failure::{Failure, Result};
+use crate::identity::Identity;
 use crate::optim::Adam;
 use crate::selection::ModelSelection;
 
@@ -38,6 +39,8 @@ pub(crate) struct Cursor {
     pub(crate) epoch: u64,
     /// The next batch in the epoch.
     pub(crate) batch: u64,
+    /// Steps done at the last evaluation.
+    pub(crate) evaluated: u64,
 }
 
 /// What a checkpoint says of the run, besides tensors.
@@ -59,94 +62,6 @@ struct State {
     identity: Identity,
 }
 
-/// What must not change when a run is resumed: the stream of cells and the meaning of the
-/// parameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Identity {
-    corpus: String,
-    backbone: String,
-    seed: u64,
-    batch_cells: usize,
-    drop_last: bool,
-    shuffle_window: usize,
-    train_split: String,
-    max_len: usize,
-    mask_ratio: f64,
-    optimizer: String,
-    schedule: String,
-    classes: Vec<String>,
-    layout: Vec<(String, Vec<i64>)>,
-}
-
-impl Identity {
-    fn of(config: &Config, assembly: &Assembly) -> Self {
-        let t = &config.train;
-        Self {
-            corpus: assembly.feed.corpus.fingerprint().to_owned(),
-            backbone: assembly.backbone.fingerprint.clone(),
-            seed: config.run.seed,
-            batch_cells: t.batch_cells,
-            drop_last: t.drop_last,
-            shuffle_window: config.data.shuffle_window,
-            train_split: config.data.train.clone(),
-            max_len: config.data.max_len,
-            mask_ratio: config.data.mask_ratio,
-            optimizer: format!(
-                "{} lr {} betas {} {} eps {} decay {} clip {}",
-                t.optimizer, t.lr, t.beta1, t.beta2, t.eps, t.weight_decay, t.clip_norm
-            ),
-            schedule: format!(
-                "{} warmup {} gamma {} floor {} epochs {} max_steps {:?}",
-                t.schedule, t.warmup_steps, t.step_gamma, t.min_lr_ratio, t.epochs, t.max_steps
-            ),
-            classes: assembly.task.classes().to_vec(),
-            layout: assembly
-                .params
-                .slots()
-                .iter()
-                .map(|s| (s.name.clone(), s.shape.clone()))
-                .collect(),
-        }
-    }
-
-    /// Refuses to go on under another identity, naming what differs.
-    fn require_same(&self, now: &Self, path: &Path) -> Result<()> {
-        let as_map = |i: &Self| serde_json::to_value(i).unwrap_or_default();
-        let (then, now) = (as_map(self), as_map(now));
-        let differences: Vec<String> = then
-            .as_object()
-            .into_iter()
-            .flatten()
-            .filter(|(key, value)| now[key.as_str()] != **value)
-            .map(|(key, value)| {
-                format!(
-                    "  {key}: {} in the checkpoint, {} now",
-                    short(value),
-                    short(&now[key.as_str()])
-                )
-            })
-            .collect();
-        if differences.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::config(format!(
-            "the run cannot continue from `{}`, because it would become another run:\n{}\n\
-             help: undo these changes, or start anew in another `run.dir`",
-            path.display(),
-            differences.join("\n")
-        )))
-    }
-}
-
-fn short(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= 60 {
-        text
-    } else {
-        text.chars().take(57).chain("...".chars()).collect()
-    }
-}
-
 /// A run directory.
 #[derive(Debug, Clone)]
 pub(crate) struct RunDir {
@@ -162,28 +77,20 @@ impl RunDir {
         }
     }
 
-    /// Makes the directory ready to train in, and returns the checkpoint to continue from.
-    /// Only rank 0 calls this.
+    /// Returns the checkpoint to continue from. Changes nothing: whatever else is wrong with the
+    /// run shall cost nothing of an earlier one. Only rank 0 calls this.
     ///
     /// # Errors
     /// When it holds an earlier run and the user said neither to resume nor to overwrite.
-    pub(crate) fn prepare(&self, args: &RunArgs) -> Result<Option<PathBuf>> {
+    pub(crate) fn resume_point(&self, args: &RunArgs) -> Result<Option<PathBuf>> {
         let found = !self.store.list()?.is_empty();
-        if args.overwrite {
-            for name in ["checkpoints", "LATEST", "BEST", "metrics.jsonl", "run.json"] {
-                let path = self.path.join(name);
-                if path.exists() {
-                    fsx::remove(&path)?;
-                }
-            }
-        } else if found && !args.resume {
+        if found && !args.resume && !args.overwrite {
             return Err(Failure::config(format!(
                 "`{}` holds checkpoints of an earlier run\n\
                  help: `--resume` continues it, `--overwrite` deletes them, `--set run.dir=DIR` goes elsewhere",
                 self.path.display()
             )));
         }
-        fsx::create_dir_all(&self.path)?;
         if !args.resume {
             return Ok(None);
         }
@@ -203,11 +110,26 @@ impl RunDir {
         Ok(latest)
     }
 
+    /// Removes what an earlier run left; what is not of a run stays.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub(crate) fn clear(&self) -> Result<()> {
+        for name in ["LATEST", "BEST", "checkpoints", "metrics.jsonl", "run.json"] {
+            let path = self.path.join(name);
+            if path.exists() {
+                fsx::remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes what describes the run: the resolved configuration, architecture and vocabulary.
     ///
     /// # Errors
     /// When a file cannot be written.
     pub(crate) fn describe(&self, resolved: &Resolved, assembly: &Assembly) -> Result<()> {
+        fsx::create_dir_all(&self.path)?;
         fsx::write_atomic(
             &self.path.join("config.toml"),
             resolved.to_toml().as_bytes(),

@@ -75,7 +75,16 @@ impl From<scpeft_data::Error> for Failure {
 
 impl From<scpeft_checkpoint::Error> for Failure {
     fn from(error: scpeft_checkpoint::Error) -> Self {
-        Self::weights(chain(&error))
+        // A full disk says nothing about the weights; a file that is not there does.
+        let code = match &error {
+            scpeft_checkpoint::Error::Io { source, .. }
+                if source.kind() != std::io::ErrorKind::NotFound =>
+            {
+                exit::INTERNAL
+            }
+            _ => exit::WEIGHTS,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod exporter;
 mod failure;
 pub mod feed;
+mod identity;
 pub mod optim;
 mod plot;
 pub mod predict;

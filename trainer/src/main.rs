@@ -1,5 +1,7 @@
 //! The `scpeft-train` program: parse, join the world, do, exit with the documented code.
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
@@ -9,6 +11,7 @@ fn main() {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .with_env_filter(

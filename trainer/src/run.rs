@@ -19,7 +19,7 @@ use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder, peak_rss_bytes};
-use crate::report::{ProgressMode, Reporter};
+use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::step::{StepReport, Stepper};
 use crate::stop::StopFlag;
@@ -41,7 +41,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     let from = agree(
         world,
         if root {
-            run_dir.prepare(args)
+            run_dir.resume_point(args)
         } else {
             Ok(None)
         },
@@ -114,13 +114,7 @@ impl Training {
         let exporter = start_exporter(&config, world, &assembly, &schedule)?;
         let outputs = if world.topology().is_root() {
             Some(Outputs::open(
-                resolved,
-                args.progress,
-                &assembly,
-                world,
-                &cursor,
-                &loaders,
-                &schedule,
+                resolved, args, &assembly, world, &cursor, &loaders, &schedule,
             )?)
         } else {
             None
@@ -148,7 +142,7 @@ impl Training {
         stop: &StopFlag,
     ) -> Result<Outcome> {
         let mut outcome = Outcome::Done;
-        while self.cursor.step < self.schedule.planned_steps && !self.selection.exhausted() {
+        while !self.is_complete() {
             if self.epoch(world, &loaders.train, stop)? {
                 self.save(false)?;
                 outcome = Outcome::Preempted;
@@ -158,6 +152,14 @@ impl Training {
         }
         self.finish(world, outcome)?;
         Ok(outcome)
+    }
+
+    /// Every planned step is done and the result evaluated, or patience ran out.
+    fn is_complete(&self) -> bool {
+        let Cursor {
+            step, evaluated, ..
+        } = self.cursor;
+        (step >= self.schedule.planned_steps && evaluated == step) || self.selection.exhausted()
     }
 
     /// Steps to the end of the epoch or of the run; true when asked to stop.
@@ -317,6 +319,8 @@ impl Training {
         let value = evaluation.metric(name).unwrap_or(f64::NAN);
         let is_best = self.selection.observe(value, self.cursor.step);
         let epoch = self.cursor.epoch;
+        self.cursor.evaluated = self.cursor.step;
+        self.exporter.set_now(&metrics::HEARTBEAT);
         if self.cursor.batch >= loaders.train.batches_per_epoch() {
             self.cursor.epoch += 1;
             self.cursor.batch = 0;
@@ -420,7 +424,7 @@ impl Training {
 impl Outputs {
     fn open(
         resolved: &Resolved,
-        progress: ProgressMode,
+        args: &RunArgs,
         assembly: &Assembly,
         world: &dyn Collective,
         cursor: &Cursor,
@@ -429,6 +433,9 @@ impl Outputs {
     ) -> Result<Self> {
         let config = &resolved.config;
         let run_dir = RunDir::new(&config.run.dir);
+        if args.overwrite {
+            run_dir.clear()?;
+        }
         run_dir.describe(resolved, assembly)?;
         let facts = Facts {
             model: assembly.describe(config),
@@ -455,7 +462,7 @@ impl Outputs {
         )?;
         let reporter = Reporter::open(
             &config.run.dir,
-            progress,
+            args.progress,
             schedule.planned_steps,
             cursor.step,
         )?;

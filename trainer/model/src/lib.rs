@@ -6,7 +6,8 @@
 //! views of one flat f32 buffer with one flat gradient buffer; frozen tensors are separate and
 //! read-only.
 //!
-//! This is the only crate that links libtorch. It reads no files and issues no collectives.
+//! Only this crate and the trainer above it use libtorch. This one reads no files and issues no
+//! collectives.
 //!
 //! Shape letters in the documentation: B cells of the micro-batch, S tokens (`<cls>` included),
 //! D `d_model`, H heads, L blocks.

@@ -1,6 +1,7 @@
 //! Tasks: one file each, with its inputs, heads, losses and metrics.
 //!
-//! Adding a task adds a file here and a line in [`build`].
+//! Adding a task adds a file here, its name to the configuration's `task.kind`, and a line in
+//! [`build`].
 
 mod identification;
 mod masked_expression;

@@ -2,7 +2,9 @@
 //!
 //! An adapter is one file that implements [`Adapter`]: which tensors it adds and how they start,
 //! which frozen tensors it unfreezes, and what it does at each place of a block where it may
-//! attach. Adding one touches no other file but [`AdapterOptions`].
+//! attach. Adding one adds its file and its line in the registry [`AdapterOptions`]; its settings
+//! come from the configuration's `[adapter]` section, its place in the HF PEFT layout from the
+//! trainer's checkpointing.
 
 mod encoder;
 mod lora;
