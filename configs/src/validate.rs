@@ -12,6 +12,9 @@ use crate::schema::{
     AdapterKind, ClassWeights, Config, Layers, Select, TaskKind, Trainable, Vocab,
 };
 
+/// More threads than any machine a rank runs on has cores.
+const THREADS_MAX: usize = 1024;
+
 /// Notes every mistake of `config` in `reader`.
 pub(crate) fn validate(config: &Config, reader: &mut Reader) {
     let mut check = Check { reader };
@@ -170,7 +173,19 @@ fn run_and_data(config: &Config, check: &mut Check<'_>) {
         check.positive("data.normalize_total", total);
     }
     check.at_least("data.shuffle_window", data.shuffle_window as u64, 1);
-    check.at_least("data.loader_threads", data.loader_threads as u64, 1);
+    // A typo in a thread count must not take the machine down.
+    check.range(
+        "data.loader_threads",
+        data.loader_threads,
+        (1..=THREADS_MAX).contains(&data.loader_threads),
+        &format!("1 to {THREADS_MAX}"),
+    );
+    check.range(
+        "run.threads",
+        run.threads,
+        run.threads <= THREADS_MAX,
+        &format!("0 to {THREADS_MAX}"),
+    );
     check.at_least("data.prefetch_steps", data.prefetch_steps as u64, 1);
 }
 

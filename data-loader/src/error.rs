@@ -117,6 +117,15 @@ pub enum Error {
     /// An error that several waiting threads met at once.
     #[error(transparent)]
     Shared(Arc<Error>),
+    /// The system starts no more threads.
+    #[error(
+        "no loader thread could be started\nhelp: the machine is out of threads or memory; run fewer ranks or processes on it"
+    )]
+    Threads {
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// A defect of this program.
     #[error("internal error: {problem}\nhelp: please report this, with the command that led to it")]
     Internal {
@@ -131,7 +140,7 @@ impl Error {
         match self {
             Self::Options { .. } | Self::OutputExists { .. } => scpeft_protocol::exit::CONFIG,
             Self::Shared(inner) => inner.exit_code(),
-            Self::Internal { .. } => scpeft_protocol::exit::INTERNAL,
+            Self::Internal { .. } | Self::Threads { .. } => scpeft_protocol::exit::INTERNAL,
             _ => scpeft_protocol::exit::DATA,
         }
     }

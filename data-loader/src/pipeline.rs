@@ -232,6 +232,7 @@ pub struct EpochStream {
     ready: BTreeMap<(u64, usize), MicroBatch>,
     windows: VecDeque<(usize, Arc<Window>, usize)>,
     threads: Vec<JoinHandle<()>>,
+    refusal: Option<std::io::Error>,
     cancelled: Arc<AtomicBool>,
     empty: Arc<AtomicU64>,
 }
@@ -263,9 +264,17 @@ impl EpochStream {
                 .name(format!("scpeft-loader-{}-{number}", shared.options.rank))
                 .spawn(move || worker.run())
         };
-        let threads: Vec<_> = (0..shared.options.threads)
-            .map_while(|n| spawn(n).ok())
-            .collect();
+        // Fewer threads than asked for only cost speed; none at all is an error of the first step.
+        let (mut threads, mut refusal) = (Vec::new(), None);
+        for number in 0..shared.options.threads {
+            match spawn(number) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    refusal = threads.is_empty().then_some(error);
+                    break;
+                }
+            }
+        }
         Self {
             order: EpochOrder::new(&shared.selection, options, epoch),
             shared,
@@ -277,6 +286,7 @@ impl EpochStream {
             ready: BTreeMap::new(),
             windows: VecDeque::new(),
             threads,
+            refusal,
             cancelled,
             empty,
         }
@@ -443,6 +453,10 @@ impl Iterator for EpochStream {
         if self.delivered >= self.shared.batches() || self.jobs.is_none() {
             self.stop();
             return None;
+        }
+        if let Some(source) = self.refusal.take() {
+            self.stop();
+            return Some(Err(Error::Threads { source }));
         }
         self.top_up();
         let step = self.collect(self.delivered);

@@ -13,7 +13,7 @@ use crate::failure::{Failure, Result};
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Installs the handlers. A second SIGINT ends the process at once.
+    /// Installs the handlers. A second SIGINT or SIGTERM ends the process at once.
     ///
     /// # Errors
     /// When the system refuses a handler.
@@ -25,8 +25,11 @@ impl StopFlag {
                 format!("signal handler: {e}"),
             )
         };
-        signal_hook::flag::register_conditional_shutdown(SIGINT, 130, flag.0.clone())
-            .map_err(refuse)?;
+        for signal in [SIGINT, SIGTERM] {
+            // Before the flag is set by the first one, this does nothing.
+            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, flag.0.clone())
+                .map_err(refuse)?;
+        }
         for signal in [SIGINT, SIGTERM, SIGUSR1] {
             signal_hook::flag::register(signal, flag.0.clone()).map_err(refuse)?;
         }
