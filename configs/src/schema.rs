@@ -285,7 +285,7 @@ section! {
         /// Default `auto`: the one that finds more genes.
         gene_key: GeneKey = GeneKey::Auto;
         /// Longest token sequence of a cell, the `<cls>` token included; longer cells are
-        /// sampled down anew each epoch. Default 1200; at least 2. Memory of attention grows
+        /// sampled down once per run. Default 1200; at least 2. Memory of attention grows
         /// with its square.
         max_len: usize = 1200;
         /// Feed genes with a count of zero too. Default `false`. Sequences become as long as the

@@ -27,6 +27,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // As every Unix filter does: `scpeft-data inspect DIR | head` ends quietly.
+    // SAFETY: called before any thread exists, with a signal and a disposition that are valid.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("SCPEFT_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()

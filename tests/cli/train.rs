@@ -410,3 +410,105 @@ fn a_rank_serves_prometheus_metrics_while_it_trains() {
     scpeft_tests::train::signal(child.id(), "TERM");
     assert_eq!(scpeft_tests::train::wait(&mut child).code(), Some(85));
 }
+
+/// What would be lost or silently wrong is refused: folders of others, settings that were trained,
+/// batches that do not exist.
+#[test]
+fn nothing_of_the_user_is_overwritten_and_nothing_trained_is_overridden() {
+    let lab = Lab::new(&Plan::default());
+    let run = lab.train(1, "run", &["--set", "train.epochs=1"]);
+    let mine = lab.path("mine");
+    std::fs::create_dir(&mine).unwrap();
+    std::fs::write(mine.join("notes.txt"), "mine").unwrap();
+    let replaced = predict(&run, &mine, &["--overwrite"]);
+    assert_refused(&replaced, 2, &["holds no predictions"]);
+    assert_eq!(
+        std::fs::read_to_string(mine.join("notes.txt")).unwrap(),
+        "mine"
+    );
+    let overridden = predict(
+        &run,
+        &lab.path("p"),
+        &["--set", "adapter.lora_alpha=99", "--set", "run.threads=1"],
+    );
+    assert_refused(&overridden, 2, &["adapter.lora_alpha", "help:"]);
+
+    let foreign = lab.path("project");
+    std::fs::create_dir_all(foreign.join("checkpoints/src")).unwrap();
+    std::fs::write(foreign.join("checkpoints/src/lib.rs"), "mine").unwrap();
+    lab.train(1, "project", &["--set", "train.epochs=1", "--overwrite"]);
+    assert!(foreign.join("checkpoints/src/lib.rs").is_file());
+
+    let set = format!("run.dir={}", lab.path("none").display());
+    let empty = lab
+        .command(
+            1,
+            &[
+                "--set",
+                &set,
+                "--set",
+                "train.drop_last=true",
+                "--set",
+                "train.batch_cells=120",
+            ],
+        )
+        .output()
+        .unwrap();
+    assert_refused(&empty, 2, &["72 training cells", "help:"]);
+    assert!(!lab.path("none").exists(), "a refused run leaves no folder");
+}
+
+/// A mistake in the new configuration costs nothing of the earlier run.
+#[test]
+fn a_refused_overwrite_keeps_the_earlier_run() {
+    let lab = Lab::new(&Plan::default());
+    let run = lab.train(1, "run", &["--set", "train.epochs=1"]);
+    let before = adapter_bytes(&run);
+    let output = lab
+        .command(1, &["--overwrite", "--set", "data.corpus=/nowhere"])
+        .output()
+        .unwrap();
+    assert_refused(&output, 3, &["/nowhere"]);
+    assert_eq!(adapter_bytes(&run), before);
+}
+
+/// Steps that cannot update anything are skipped, counted and said; too many of the bad kind end
+/// the run.
+#[test]
+fn steps_without_a_usable_gradient_are_skipped_aloud() {
+    let lab = Lab::new(&Plan::default());
+    let diverged = lab
+        .command(1, &["--set", "train.lr=1e38", "--set", "train.clip_norm=0"])
+        .output()
+        .unwrap();
+    assert_refused(&diverged, 86, &["not finite", "help:"]);
+    let set = format!("run.dir={}", lab.path("sparse").display());
+    let sparse = lab
+        .command(
+            1,
+            &[
+                "--set",
+                &set,
+                "--set",
+                "task.kind=masked-expression",
+                "--set",
+                "task.trainable=all",
+                "--set",
+                "adapter.kind=none",
+                "--set",
+                "data.mask_ratio=0.06",
+                "--set",
+                "train.batch_cells=3",
+                "--set",
+                "train.epochs=1",
+            ],
+        )
+        .output()
+        .unwrap();
+    let said = text(&sparse.stderr);
+    assert!(sparse.status.success(), "{said}");
+    assert!(
+        said.contains("no update") && said.contains("data.mask_ratio"),
+        "{said}"
+    );
+}

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::backbone::{Backbone, to_tensor};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
 use crate::step::tail_len;
 use crate::task::{self, Identification, IdentificationOptions, Task};
@@ -153,10 +153,19 @@ impl Assembly {
             .splits
             .as_ref()
             .expect("for_training selects the splits");
+        let train = self
+            .feed
+            .train_loader(config, splits.train.clone(), share)?;
+        if train.batches_per_epoch() == 0 {
+            return Err(Failure::config(format!(
+                "`train.drop_last` leaves no batch: {} training cells, `train.batch_cells` is {}\n\
+                 help: lower `train.batch_cells`, or set `train.drop_last = false`",
+                train.cells(),
+                config.train.batch_cells
+            )));
+        }
         Ok(SplitLoaders {
-            train: self
-                .feed
-                .train_loader(config, splits.train.clone(), share)?,
+            train,
             valid: self
                 .feed
                 .evaluation_loader(config, splits.valid.clone(), share)?,

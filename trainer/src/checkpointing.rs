@@ -40,6 +40,7 @@ pub(crate) struct Cursor {
     /// The next batch in the epoch.
     pub(crate) batch: u64,
     /// Steps done at the last evaluation.
+    #[serde(default)]
     pub(crate) evaluated: u64,
 }
 
@@ -115,7 +116,10 @@ impl RunDir {
     /// # Errors
     /// When a file cannot be removed.
     pub(crate) fn clear(&self) -> Result<()> {
-        for name in ["LATEST", "BEST", "checkpoints", "metrics.jsonl", "run.json"] {
+        for listed in self.store.list()? {
+            fsx::remove(&listed.path)?;
+        }
+        for name in ["LATEST", "BEST", "metrics.jsonl", "run.json"] {
             let path = self.path.join(name);
             if path.exists() {
                 fsx::remove(&path)?;
@@ -142,6 +146,12 @@ impl RunDir {
     /// # Errors
     /// When there is no such checkpoint or it does not verify.
     pub(crate) fn checkpoint(&self, which: &str) -> Result<PathBuf> {
+        if !self.path.is_dir() {
+            return Err(Failure::config(format!(
+                "`{}` is no run directory: it does not exist",
+                self.path.display()
+            )));
+        }
         let none = || {
             Failure::weights(format!(
                 "`{}` has no checkpoint\nhelp: train first",
@@ -151,7 +161,14 @@ impl RunDir {
         let path = match which {
             "best" => match self.store.best()? {
                 Some(path) => path,
-                None => self.store.latest_verified()?.ok_or_else(none)?,
+                None => {
+                    let latest = self.store.latest_verified()?.ok_or_else(none)?;
+                    tracing::warn!(
+                        "no checkpoint was marked best: taking the latest, `{}`",
+                        latest.display()
+                    );
+                    latest
+                }
             },
             "latest" => self.store.latest_verified()?.ok_or_else(none)?,
             step => {
@@ -201,11 +218,20 @@ pub(crate) struct Saver {
 }
 
 impl Saver {
-    pub(crate) fn new(run_dir: &RunDir) -> Self {
-        Self {
-            store: run_dir.store.clone(),
-            last: None,
+    /// `from` is the checkpoint that the run continues from, `best` the step that its state calls
+    /// best: a run that was killed between writing a checkpoint and marking it is put right here.
+    ///
+    /// # Errors
+    /// When `BEST` cannot be written.
+    pub(crate) fn new(run_dir: &RunDir, from: Option<&Path>, best: Option<u64>) -> Result<Self> {
+        let store = run_dir.store.clone();
+        if let Some(step) = best.filter(|&step| store.path(step).is_dir()) {
+            store.mark_best(step)?;
         }
+        Ok(Self {
+            store,
+            last: from.map(Path::to_owned),
+        })
     }
 
     /// Writes a checkpoint, marks it best if it is, deletes what the retention rule allows, and

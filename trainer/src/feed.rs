@@ -208,7 +208,11 @@ impl Feed {
         selection: Selection,
         share: Share,
     ) -> Result<Loader> {
-        let micro = micro_batch_cells(config, share)?;
+        // Scores add up over cells, so a share of any size will do.
+        let micro = config
+            .train
+            .micro_batch_cells
+            .unwrap_or_else(|| config.train.batch_cells.div_ceil(share.world_size));
         let options = LoaderOptions {
             batch_cells: micro * share.world_size,
             micro_batch_cells: micro,

@@ -23,18 +23,16 @@ pub(crate) struct Identity {
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
 /// things), how fast they are read, how often the run looks up, and when it stops.
-const MAY_CHANGE: [&str; 17] = [
+const MAY_CHANGE: [&str; 15] = [
     "run.dir",
     "run.name",
     "run.device",
     "run.threads",
     "data.corpus",
-    "data.valid",
     "data.test",
     "data.loader_threads",
     "data.prefetch_steps",
     "backbone.path",
-    "train.micro_batch_cells",
     "train.early_stop_patience",
     "train.non_finite_limit",
     "checkpoint.every_steps",

@@ -1,6 +1,6 @@
 //! The `scpeft-train` program: parse, join the world, do, exit with the documented code.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use clap::Parser;
 use scpeft_protocol::exit;
@@ -20,8 +20,12 @@ fn main() {
         )
         .init();
     if let Some(Command::Keys) = &cli.command {
-        print!("{}", scpeft_config::manual());
-        return;
+        let written = std::io::stdout().write_all(scpeft_config::manual().as_bytes());
+        std::process::exit(if written.is_ok() {
+            exit::OK
+        } else {
+            exit::INTERNAL
+        });
     }
     let stop = match install_stop(&cli) {
         Ok(stop) => stop,

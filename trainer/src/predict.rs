@@ -61,16 +61,55 @@ pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
 }
 
 fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
-    if !args.overwrite {
-        fsx::refuse_existing(&args.output).map_err(|e| {
-            Failure::config(format!(
-                "{}\nhelp: `--overwrite` replaces it",
-                Failure::from(e).message
-            ))
-        })?;
+    let output = args.output.display();
+    let occupied = fsx::refuse_existing(&args.output).is_err();
+    if occupied && !args.overwrite {
+        return Err(Failure::config(format!(
+            "`{output}` exists\nhelp: choose another `--output`; `--overwrite` replaces earlier predictions"
+        )));
+    }
+    if occupied && !args.output.join(TABLE).is_file() {
+        return Err(Failure::config(format!(
+            "`{output}` holds no predictions, so `--overwrite` does not replace it\nhelp: choose another `--output`"
+        )));
     }
     run_dir.checkpoint(&args.checkpoint)
 }
+
+/// Refuses overrides of what the adapter was trained with: they would predict with another
+/// function than the one that was trained, and say nothing.
+fn require_harmless(overrides: &[String]) -> Result<()> {
+    const MAY_CHANGE: [&str; 13] = [
+        "run.device",
+        "run.threads",
+        "run.name",
+        "data.corpus",
+        "data.label",
+        "data.split_column",
+        "data.test",
+        "data.gene_key",
+        "data.loader_threads",
+        "data.prefetch_steps",
+        "backbone.path",
+        "train.batch_cells",
+        "train.micro_batch_cells",
+    ];
+    let key = |text: &String| text.split('=').next().unwrap_or_default().trim().to_owned();
+    match overrides
+        .iter()
+        .map(key)
+        .find(|key| !MAY_CHANGE.contains(&key.as_str()))
+    {
+        None => Ok(()),
+        Some(key) => Err(Failure::config(format!(
+            "`--set {key}`: a prediction uses what the run was trained with\nhelp: only these may change: {}",
+            MAY_CHANGE.join(", ")
+        ))),
+    }
+}
+
+/// The table of predictions in the output directory.
+const TABLE: &str = "predictions.parquet";
 
 /// A trained classifier with the cells to predict.
 struct Predictor {
@@ -92,6 +131,7 @@ struct Found {
 
 impl Predictor {
     fn load(world: &dyn Collective, args: &PredictArgs, checkpoint: &Path) -> Result<Self> {
+        require_harmless(&args.overrides)?;
         let mut config =
             scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config;
         if config.task.kind != TaskKind::Identification {
@@ -170,7 +210,7 @@ impl Predictor {
     fn write(&self, world: &dyn Collective, dir: &Path) -> Result<String> {
         let mut confusion = Confusion::new(self.classes.len());
         let mut labelled = 0u64;
-        let path = dir.join("predictions.parquet");
+        let path = dir.join(TABLE);
         let mut writer: Option<ArrowWriter<File>> = None;
         let mut total = 0;
         for step in self.loader.epoch(0, 0) {
@@ -242,9 +282,22 @@ impl Predictor {
             } else {
                 found.labels.extend(&micro.labels);
             }
-            found
-                .probabilities
-                .extend(host_values(&logits.f_softmax(1, Kind::Float)?)?);
+            let probabilities = host_values(&logits.f_softmax(1, Kind::Float)?)?;
+            let per_cell = probabilities.chunks(self.classes.len());
+            if let Some(bad) = per_cell
+                .into_iter()
+                .position(|p| p.iter().any(|x| !x.is_finite()))
+            {
+                return Err(Failure::new(
+                    exit::NON_FINITE,
+                    format!(
+                        "cell {}: its prediction is not finite\n\
+                         help: the run diverged, or the cell's values are extreme; try another `--checkpoint`, and `scpeft-data verify`",
+                        micro.cells[bad]
+                    ),
+                ));
+            }
+            found.probabilities.extend(probabilities);
             found.embeddings.extend(host_values(&encoded.cell)?);
         }
         Ok(found)

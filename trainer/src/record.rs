@@ -95,6 +95,7 @@ impl Recorder {
         record.insert("total_parameters".into(), facts.total_parameters.into());
         record.insert("starts".into(), json!(starts));
         let earlier_seconds = previous["seconds"].as_f64().unwrap_or(0.0);
+        record.insert("seconds".into(), json!(earlier_seconds));
         let recorder = Self {
             path,
             record,

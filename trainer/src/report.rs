@@ -126,6 +126,14 @@ impl Reporter {
         }
     }
 
+    /// Says that something needs the user's attention.
+    pub fn warn(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(format!("warning: {message}")),
+            None => tracing::warn!("{message}"),
+        }
+    }
+
     /// Ends the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {

@@ -21,7 +21,7 @@ use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder, peak_rss_bytes};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
-use crate::step::{StepReport, Stepper};
+use crate::step::{Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
 use crate::task::{Evaluation, NamedValue};
 
@@ -112,14 +112,7 @@ impl Training {
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
         let exporter = start_exporter(&config, world, &assembly, &schedule)?;
-        let outputs = if world.topology().is_root() {
-            Some(Outputs::open(
-                resolved, args, &assembly, world, &cursor, &loaders, &schedule,
-            )?)
-        } else {
-            None
-        };
-        let training = Self {
+        let mut training = Self {
             config,
             assembly,
             adam: Some(adam),
@@ -127,10 +120,15 @@ impl Training {
             cursor,
             selection,
             exporter,
-            outputs,
+            outputs: None,
             bad_steps: 0,
             world_size: world.topology().world_size,
         };
+        if world.topology().is_root() {
+            training.outputs = Some(Outputs::open(
+                resolved, args, from, &training, world, &loaders,
+            )?);
+        }
         Ok((training, loaders))
     }
 
@@ -216,7 +214,10 @@ impl Training {
         let report = stepper.step(world, self.cursor.step, batch, stop);
         self.adam = Some(stepper.adam);
         let report = report?;
-        self.bad_steps = if report.finite { 0 } else { self.bad_steps + 1 };
+        self.bad_steps = match report.skipped {
+            Some(Skip::NonFinite) => self.bad_steps + 1,
+            _ => 0,
+        };
         if self.bad_steps > self.config.train.non_finite_limit {
             return Err(Failure::new(
                 exit::NON_FINITE,
@@ -245,21 +246,31 @@ impl Training {
         e.set(&metrics::GRAD_NORM, &[], report.grad_norm);
         e.add(&metrics::CELLS, &[], report.own_cells as f64);
         e.add(&metrics::TOKENS, &[], report.own_tokens as f64);
-        let padding = 1.0 - report.own_tokens as f64 / (report.own_slots.max(1)) as f64;
+        let padding = match report.own_slots {
+            0 => 0.0,
+            slots => 1.0 - report.own_tokens as f64 / slots as f64,
+        };
         e.set(&metrics::PADDING_RATIO, &[], padding);
         e.add(
             &metrics::COLLECTIVE_BYTES,
             &["all_reduce"],
             report.collective_bytes as f64,
         );
-        if !report.finite {
-            e.add(&metrics::SKIPPED_STEPS, &["non_finite"], 1.0);
+        if let Some(reason) = report.skipped {
+            e.add(&metrics::SKIPPED_STEPS, &[reason.name()], 1.0);
         }
         e.set_now(&metrics::HEARTBEAT);
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
         outputs.reporter.advance(self.cursor.step, report.loss);
+        if let Some(reason) = report.skipped {
+            outputs.reporter.warn(&format!(
+                "step {}: no update, {}",
+                self.cursor.step,
+                reason.explanation()
+            ));
+        }
         if self
             .cursor
             .step
@@ -318,6 +329,13 @@ impl Training {
         let (name, _) = task.selection();
         let value = evaluation.metric(name).unwrap_or(f64::NAN);
         let is_best = self.selection.observe(value, self.cursor.step);
+        if let Some(outputs) = self.outputs.as_ref().filter(|_| !value.is_finite()) {
+            outputs.reporter.warn(&format!(
+                "step {}: `{name}` of the evaluation is {value}; such a model is never the best\n\
+                 help: lower `train.lr` or set `train.clip_norm`",
+                self.cursor.step
+            ));
+        }
         let epoch = self.cursor.epoch;
         self.cursor.evaluated = self.cursor.step;
         self.exporter.set_now(&metrics::HEARTBEAT);
@@ -425,12 +443,18 @@ impl Outputs {
     fn open(
         resolved: &Resolved,
         args: &RunArgs,
-        assembly: &Assembly,
+        from: Option<&std::path::Path>,
+        training: &Training,
         world: &dyn Collective,
-        cursor: &Cursor,
         loaders: &SplitLoaders,
-        schedule: &Schedule,
     ) -> Result<Self> {
+        let Training {
+            assembly,
+            cursor,
+            schedule,
+            selection,
+            ..
+        } = training;
         let config = &resolved.config;
         let run_dir = RunDir::new(&config.run.dir);
         if args.overwrite {
@@ -476,7 +500,7 @@ impl Outputs {
         Ok(Self {
             reporter,
             recorder,
-            saver: Saver::new(&run_dir),
+            saver: Saver::new(&run_dir, from, selection.best.map(|best| best.step))?,
         })
     }
 }

@@ -33,6 +33,35 @@ pub fn tail_len(task: &dyn Task) -> usize {
     TAIL_FIXED + task.loss_names().len()
 }
 
+/// Why a step updated nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// The gradient was not finite.
+    NonFinite,
+    /// No cell of the global batch had anything to learn from: no value was masked.
+    Empty,
+}
+
+impl Skip {
+    /// The reason as a metric label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NonFinite => "non_finite",
+            Self::Empty => "empty",
+        }
+    }
+
+    /// The reason in words.
+    pub fn explanation(self) -> &'static str {
+        match self {
+            Self::NonFinite => "the gradient is not finite",
+            Self::Empty => {
+                "the batch has nothing to learn from (raise `data.mask_ratio` or `train.batch_cells`)"
+            }
+        }
+    }
+}
+
 /// What a step did, the same on every rank but for the times and this rank's counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
@@ -46,8 +75,8 @@ pub struct StepReport {
     pub lr: f64,
     /// Cells of the global batch.
     pub cells: u64,
-    /// False when the gradient was not finite and the update was skipped on all ranks.
-    pub finite: bool,
+    /// Why all ranks skipped the update, if they did.
+    pub skipped: Option<Skip>,
     /// Some rank was asked to stop.
     pub stop: bool,
     /// Cells of this rank.
@@ -128,15 +157,17 @@ impl Stepper<'_> {
         let reduced = Instant::now();
         let divisor = tail[Tail::Divisor as usize];
         let lr = self.schedule.lr(step);
-        let (grad_norm, finite) = self.update(divisor, lr)?;
+        let (grad_norm, skipped) = self.update(divisor, lr)?;
+        // Sums over nothing are zero, and so are their means.
+        let mean = |sum: f64| if divisor == 0.0 { 0.0 } else { sum / divisor };
         let n = self.params.trainable_count();
         Ok(StepReport {
-            loss: tail[Tail::Objective as usize] / divisor,
-            parts: tail[TAIL_FIXED..].iter().map(|sum| sum / divisor).collect(),
+            loss: mean(tail[Tail::Objective as usize]),
+            parts: tail[TAIL_FIXED..].iter().map(|&sum| mean(sum)).collect(),
             grad_norm,
             lr,
             cells: tail[Tail::Cells as usize] as u64,
-            finite,
+            skipped,
             stop: tail[Tail::Stop as usize] > 0.0,
             own_cells: sums.cells,
             own_tokens: sums.tokens,
@@ -187,17 +218,20 @@ impl Stepper<'_> {
     }
 
     /// Divides, clips and applies the reduced gradient; all of it identical on every rank.
-    fn update(&mut self, divisor: f64, lr: f64) -> Result<(f64, bool)> {
+    fn update(&mut self, divisor: f64, lr: f64) -> Result<(f64, Option<Skip>)> {
+        if divisor == 0.0 {
+            return Ok((0.0, Some(Skip::Empty)));
+        }
         let n = self.params.trainable_count() as i64;
         let mut grad = self.params.grad().f_narrow(0, 0, n)?;
         let _ = grad.f_mul_scalar_(1.0 / divisor)?;
         let norm = clip_grad_norm(&mut grad, self.clip_norm)?;
-        let finite = norm.is_finite();
-        if finite {
-            let mut flat = self.params.flat().shallow_clone();
-            tch::no_grad(|| self.adam.step(&mut flat, &grad, lr))?;
+        if !norm.is_finite() {
+            return Ok((norm, Some(Skip::NonFinite)));
         }
-        Ok((norm, finite))
+        let mut flat = self.params.flat().shallow_clone();
+        tch::no_grad(|| self.adam.step(&mut flat, &grad, lr))?;
+        Ok((norm, None))
     }
 }
 
