@@ -133,9 +133,9 @@ fn short(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn identity(settings: Value) -> Identity {
+    fn identity(settings: &Value) -> Identity {
         let mut flat = BTreeMap::new();
-        flatten("", &settings, &mut flat);
+        flatten("", settings, &mut flat);
         Identity {
             corpus: "c".into(),
             backbone: "b".into(),
@@ -147,10 +147,10 @@ mod tests {
 
     #[test]
     fn every_difference_is_named_with_both_values() {
-        let then = identity(json!({"train": {"lr": 0.1, "max_steps": null}, "adapter": {"r": 8}}));
+        let then = identity(&json!({"train": {"lr": 0.1, "max_steps": null}, "adapter": {"r": 8}}));
         let path = Path::new("step-1");
         then.require_same(&then.clone(), path).unwrap();
-        let mut now = identity(json!({"train": {"lr": 0.2, "max_steps": 5}, "adapter": {"r": 8}}));
+        let mut now = identity(&json!({"train": {"lr": 0.2, "max_steps": 5}, "adapter": {"r": 8}}));
         now.corpus = "d".into();
         let message = then.require_same(&now, path).unwrap_err().message;
         for line in [
