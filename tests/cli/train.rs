@@ -180,15 +180,7 @@ fn an_exported_backbone_carries_an_adapter() {
         .output()
         .unwrap();
     assert!(export.status.success(), "{}", text(&export.stderr));
-    // A configuration names either a directory or random weights.
-    let config = std::fs::read_to_string(&lab.config).unwrap();
-    let (before, after) = config.split_once("[backbone]").unwrap();
-    let after = &after[after.find("[adapter]").unwrap()..];
-    let text_of = format!(
-        "{before}[backbone]\npath = \"{}\"\n{after}",
-        backbone.display()
-    );
-    std::fs::write(&lab.config, text_of).unwrap();
+    lab.use_backbone(&backbone);
     let output = lab
         .command(1, &["--set", "train.epochs=1"])
         .output()
@@ -325,14 +317,7 @@ fn a_backbone_that_lacks_a_tensor_is_refused_by_name() {
         &format!("\"nlayers\": {}", layers + 1),
     );
     std::fs::write(dir.join("args.json"), more).unwrap();
-    let config = std::fs::read_to_string(&lab.config).unwrap();
-    let (before, after) = config.split_once("[backbone]").unwrap();
-    let after = &after[after.find("[adapter]").unwrap()..];
-    std::fs::write(
-        &lab.config,
-        format!("{before}[backbone]\npath = \"{}\"\n{after}", dir.display()),
-    )
-    .unwrap();
+    lab.use_backbone(&dir);
     refused(
         &lab,
         &[],

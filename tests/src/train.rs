@@ -83,6 +83,21 @@ port = 0
         self.dir.path().join(name)
     }
 
+    /// Makes the configuration name the directory of a backbone instead of random weights.
+    ///
+    /// # Panics
+    /// When the file cannot be rewritten.
+    pub fn use_backbone(&self, directory: &Path) {
+        let text = std::fs::read_to_string(&self.config).expect("the configuration file");
+        let (before, after) = text.split_once("[backbone]").expect("a backbone section");
+        let after = &after[after.find("[adapter]").expect("an adapter section")..];
+        let text = format!(
+            "{before}[backbone]\npath = \"{}\"\n{after}",
+            directory.display()
+        );
+        std::fs::write(&self.config, text).expect("the configuration file");
+    }
+
     /// `scpeft-train --config …` with more arguments, on `ranks` ranks (1: without mpirun).
     pub fn command(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = on_ranks(ranks);
