@@ -189,12 +189,7 @@ impl Feed {
             mask: MaskDraw::PerEpoch,
             ..self.options(config, share)
         };
-        Ok(Loader::new(
-            self.corpus.clone(),
-            selection,
-            self.tokenizer.clone(),
-            options,
-        )?)
+        self.loader(selection, options)
     }
 
     /// The loader of evaluation and prediction: corpus order, every cell once, masks that never
@@ -218,6 +213,10 @@ impl Feed {
             micro_batch_cells: micro,
             ..self.options(config, share)
         };
+        self.loader(selection, options)
+    }
+
+    fn loader(&self, selection: Selection, options: LoaderOptions) -> Result<Loader> {
         Ok(Loader::new(
             self.corpus.clone(),
             selection,

@@ -82,7 +82,7 @@ struct Outputs {
 struct Training {
     config: Config,
     assembly: Assembly,
-    adam: Option<Adam>,
+    adam: Adam,
     schedule: Schedule,
     cursor: Cursor,
     selection: ModelSelection,
@@ -115,7 +115,7 @@ impl Training {
         let mut training = Self {
             config,
             assembly,
-            adam: Some(adam),
+            adam,
             schedule,
             cursor,
             selection,
@@ -201,7 +201,7 @@ impl Training {
             model,
             params,
             task: task.as_ref(),
-            adam: self.adam.take().expect("returned after every step"),
+            adam: &mut self.adam,
             schedule: self.schedule,
             dropout: Dropout {
                 residual: self.config.backbone.dropout,
@@ -211,9 +211,7 @@ impl Training {
             seed: self.config.run.seed,
             pad_id: feed.pad_id(),
         };
-        let report = stepper.step(world, self.cursor.step, batch, stop);
-        self.adam = Some(stepper.adam);
-        let report = report?;
+        let report = stepper.step(world, self.cursor.step, batch, stop)?;
         self.bad_steps = match report.skipped {
             Some(Skip::NonFinite) => self.bad_steps + 1,
             _ => 0,
@@ -377,15 +375,15 @@ impl Training {
             return Ok(());
         };
         let begun = Instant::now();
-        let adam = self.adam.as_ref().expect("returned after every step");
         let progress = Progress {
             cursor: &self.cursor,
             selection: &self.selection,
             world_size: self.world_size,
         };
-        let saved = outputs
-            .saver
-            .save(&self.config, &self.assembly, adam, &progress, is_best)?;
+        let saved =
+            outputs
+                .saver
+                .save(&self.config, &self.assembly, &self.adam, &progress, is_best)?;
         let seconds = begun.elapsed().as_secs_f64();
         let e = &self.exporter;
         e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);

@@ -105,7 +105,7 @@ pub struct Stepper<'a> {
     /// What it is trained for.
     pub task: &'a dyn Task,
     /// The optimizer.
-    pub adam: Adam,
+    pub adam: &'a mut Adam,
     /// Learning rates.
     pub schedule: Schedule,
     /// Dropout rates.
