@@ -21,7 +21,8 @@ has() { local name; for name in "$@"; do command -v "$name" || return 1; done; }
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return 0
     ldconfig -p | grep -q 'libclang[-.0-9]*\.so' && return 0
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*'
+    # Not `libclang-cpp.so`, which comes with other packages and cannot stand in for it.
+    compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*'
 }
 has_hdf5() { pkg-config --exists hdf5 || compgen -G '/usr/include/hdf5*/**/hdf5.h' || [ -e /usr/include/hdf5.h ]; }
 has_certificates() { [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; }
