@@ -33,8 +33,9 @@ mod validate;
 pub use error::{At, ConfigError, ConfigErrors};
 pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
-    AdapterKind, AdapterSection, Architecture, BackboneSection, CheckpointSection, ClassWeights,
-    Config, DataSection, DeviceChoice, GeneKey, Init, LayerRule, Layers, LogSection,
-    MetricsSection, Optimizer, RunSection, Schedule, Select, Shape, Target, TaskKind, TaskSection,
-    TrainSection, Trainable, Vocab,
+    AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellStyle,
+    CheckpointSection, ClassWeights, Config, DataSection, DeviceChoice, EmbeddingNorm, GeneKey,
+    Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
+    RunSection, Sampler, Schedule, Select, Shape, Target, TaskKind, TaskSection, TrainSection,
+    Trainable, ValueStyle, Vocab,
 };

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    AdapterKind, ClassWeights, Config, Layers, Select, TaskKind, Trainable, Vocab,
+    AdapterKind, ClassWeights, Config, EmbeddingNorm, Layers, MvcStyle, Sampler, Select, TaskKind,
+    Trainable, ValueStyle, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -19,6 +20,7 @@ const THREADS_MAX: usize = 1024;
 pub(crate) fn validate(config: &Config, reader: &mut Reader) {
     let mut check = Check { reader };
     required(config, &mut check);
+    columns(config, &mut check);
     run_and_data(config, &mut check);
     backbone(config, &mut check);
     adapter(config, &mut check);
@@ -123,6 +125,34 @@ fn required(config: &Config, check: &mut Check<'_>) {
     }
 }
 
+/// Keys that name an obs column which another key needs.
+fn columns(config: &Config, check: &mut Check<'_>) {
+    let data = &config.data;
+    for (key, column) in [("data.label", &data.label), ("data.batch", &data.batch)] {
+        if let Some(column) = column {
+            check.text(key, column);
+        }
+    }
+    let correction = config.task.kind == TaskKind::BatchCorrection && !check.refused("task.kind");
+    let per_domain =
+        config.backbone.norm == EmbeddingNorm::Domain && !check.refused("backbone.norm");
+    if correction || per_domain {
+        let why = if correction {
+            "batch correction must know the batch of each cell"
+        } else {
+            "`backbone.norm = \"domain\"` normalises each batch on its own"
+        };
+        check.require("data.batch", why, "add `batch = \"COLUMN\"` under `[data]`");
+    }
+    if data.sampler == Sampler::ClassBalanced && data.label.is_none() {
+        check.require(
+            "data.label",
+            "`data.sampler = \"class-balanced\"` draws the values of an obs column equally often",
+            "add `label = \"COLUMN\"` under `[data]`, or set `data.sampler = \"uniform\"`",
+        );
+    }
+}
+
 fn run_and_data(config: &Config, check: &mut Check<'_>) {
     let (run, data) = (&config.run, &config.data);
     if check.reader.is_given("run.dir") {
@@ -147,9 +177,6 @@ fn run_and_data(config: &Config, check: &mut Check<'_>) {
     );
     if check.reader.is_given("data.corpus") {
         check.text("data.corpus", &data.corpus.to_string_lossy());
-    }
-    if let Some(label) = &data.label {
-        check.text("data.label", label);
     }
     check.text("data.split_column", &data.split_column);
     let splits = [
@@ -210,7 +237,9 @@ fn backbone(config: &Config, check: &mut Check<'_>) {
         _ => {}
     }
     check.below_one("backbone.dropout", backbone.dropout);
-    check.below_one("backbone.attention_dropout", backbone.attention_dropout);
+    if let Some(rate) = backbone.attention_dropout {
+        check.below_one("backbone.attention_dropout", rate);
+    }
     let shape = &backbone.shape;
     for (key, value, least) in [
         ("backbone.shape.d_model", shape.d_model, 1),
@@ -281,38 +310,68 @@ fn adapter(config: &Config, check: &mut Check<'_>) {
         fine,
         "a list of different targets",
     );
-    if let Layers::List(list) = &adapter.layers {
+    check.at_least("adapter.token_nums", adapter.token_nums as u64, 1);
+    check.positive("adapter.mlp_scale", adapter.mlp_scale);
+    listed_layers("adapter.layers", &adapter.layers, check);
+    if let Some(layers) = &adapter.mlp_layers {
+        listed_layers("adapter.mlp_layers", layers, check);
+    }
+    kinds(config, check);
+    if config.backbone.init.is_some() {
+        fits_backbone(config, check);
+    }
+}
+
+fn listed_layers(key: &str, layers: &Layers, check: &mut Check<'_>) {
+    if let Layers::List(list) = layers {
         let distinct = list.iter().collect::<HashSet<_>>().len();
         let fine = distinct > 0 && distinct == list.len();
+        let expected = "a list of different layers";
+        check.range(key, format!("{list:?}"), fine, expected);
+    }
+}
+
+fn kinds(config: &Config, check: &mut Check<'_>) {
+    let adapter = &config.adapter;
+    let listed = adapter.kind.listed();
+    let attached = adapter.kind.attached();
+    let distinct = attached.iter().collect::<HashSet<_>>().len();
+    let alone = listed.len() == 1 || !listed.contains(&AdapterKind::None);
+    check.range(
+        "adapter.kind",
+        format!("[{}]", adapter.kind),
+        !listed.is_empty() && alone && distinct == attached.len(),
+        "one adapter, or a list of different ones",
+    );
+    if adapter.kind.has(AdapterKind::Hra) {
         check.range(
-            "adapter.layers",
-            format!("{list:?}"),
-            fine,
-            "a list of different layers",
+            "adapter.r",
+            adapter.r,
+            adapter.r.is_multiple_of(2) && adapter.r > 0,
+            "an even number for `adapter.kind = \"hra\"`: reflections start in equal pairs",
         );
     }
-    if adapter.kind == AdapterKind::None || config.backbone.init.is_none() {
-        return;
+}
+
+/// What depends on the sizes of a backbone that starts random.
+fn fits_backbone(config: &Config, check: &mut Check<'_>) {
+    let (adapter, shape) = (&config.adapter, &config.backbone.shape);
+    let attached = adapter.kind.attached();
+    // TOKEN alone sits before the layers.
+    if attached.iter().any(|kind| *kind != AdapterKind::Token) {
+        chosen_layers("adapter.layers", &adapter.layers, shape.n_layers, check);
     }
-    let shape = &config.backbone.shape;
-    match adapter.layers.indices(shape.n_layers) {
-        Err(beyond) => check.conflict(
-            "adapter.layers",
-            format!(
-                "`adapter.layers` names layer {}, but the backbone has {} layers (counted from 0)",
-                beyond[0], shape.n_layers
-            ),
-            format!("the last layer is {}", shape.n_layers.saturating_sub(1)),
-        ),
-        Ok(layers) if layers.is_empty() && shape.n_layers > 0 => check.conflict(
-            "adapter.layers",
-            "`adapter.layers` chooses no layer: the first half of a single layer is empty",
-            "set `adapter.layers = \"all\"`",
-        ),
-        Ok(_) => {}
+    if let Some(layers) = adapter
+        .mlp_layers
+        .as_ref()
+        .filter(|_| adapter.kind.has(AdapterKind::Mlp))
+    {
+        chosen_layers("adapter.mlp_layers", layers, shape.n_layers, check);
     }
+    let bottlenecks = [AdapterKind::Encoder, AdapterKind::Token, AdapterKind::Mlp];
+    let ratio = adapter.mlp_ratio;
     let width = (shape.d_model as f64 * ratio) as usize;
-    if adapter.kind == AdapterKind::Encoder && width == 0 && ratio > 0.0 {
+    if attached.iter().any(|kind| bottlenecks.contains(kind)) && width == 0 && ratio > 0.0 {
         check.conflict(
             "adapter.mlp_ratio",
             format!(
@@ -322,68 +381,149 @@ fn adapter(config: &Config, check: &mut Check<'_>) {
             "use a larger ratio",
         );
     }
+    if adapter.kind.has(AdapterKind::Token) && shape.value_style != ValueStyle::Continuous {
+        check.conflict(
+            "adapter.kind",
+            format!(
+                "`token` sits inside the continuous value encoder, but `backbone.shape.value_style` is `{}`",
+                shape.value_style
+            ),
+            "use another adapter, or `value_style = \"continuous\"`",
+        );
+    }
+}
+
+fn chosen_layers(key: &str, layers: &Layers, n_layers: usize, check: &mut Check<'_>) {
+    match layers.indices(n_layers) {
+        Err(beyond) => check.conflict(
+            key,
+            format!(
+                "`{key}` names layer {}, but the backbone has {n_layers} layers (counted from 0)",
+                beyond[0]
+            ),
+            format!("the last layer is {}", n_layers.saturating_sub(1)),
+        ),
+        Ok(layers) if layers.is_empty() && n_layers > 0 => check.conflict(
+            key,
+            format!("`{key}` chooses no layer: the first half of a single layer is empty"),
+            format!("set `{key} = \"all\"`"),
+        ),
+        Ok(_) => {}
+    }
 }
 
 fn task(config: &Config, check: &mut Check<'_>) {
     let (task, adapter) = (&config.task, &config.adapter);
     let unsure = check.refused("adapter.kind") || check.refused("task.trainable");
-    match (task.trainable, adapter.kind) {
+    match (task.trainable, adapter.kind.attached().is_empty()) {
         _ if unsure => {}
-        (Trainable::Adapter, AdapterKind::None) => check.conflict(
+        (Trainable::Adapter, true) => check.conflict(
             "task.trainable",
             "`task.trainable` is `adapter`, but `adapter.kind` is `none`: nothing would be adapted",
             "set `adapter.kind = \"lora\"` or `\"encoder\"`, or `task.trainable = \"head\"` or `\"all\"`",
         ),
-        (Trainable::Head | Trainable::All, AdapterKind::Encoder | AdapterKind::Lora) => check
-            .conflict(
-                "adapter.kind",
-                format!(
-                    "`adapter.kind` is `{}`, but `task.trainable` is `{}`, which trains no adapter",
-                    adapter.kind, task.trainable
-                ),
-                "set `adapter.kind = \"none\"`, or `task.trainable = \"adapter\"`",
+        (Trainable::Head | Trainable::All, false) => check.conflict(
+            "adapter.kind",
+            format!(
+                "`adapter.kind` is `{}`, but `task.trainable` is `{}`, which trains no adapter",
+                adapter.kind, task.trainable
             ),
+            "set `adapter.kind = \"none\"`, or `task.trainable = \"adapter\"`",
+        ),
         _ => {}
     }
+    for (key, weight) in [
+        ("task.ecs_weight", task.ecs_weight),
+        ("task.cce_weight", task.cce_weight),
+        ("task.dab_weight", task.dab_weight),
+    ] {
+        check.not_negative(key, weight);
+    }
+    check.range(
+        "task.ecs_threshold",
+        task.ecs_threshold,
+        (0.0..=1.0).contains(&task.ecs_threshold),
+        "0 to 1",
+    );
     if check.refused("task.kind") {
         return;
     }
     match task.kind {
-        TaskKind::MaskedExpression => {
-            if config.data.mask_ratio == 0.0 {
-                check.conflict(
-                    "data.mask_ratio",
-                    "`data.mask_ratio` is 0, but masked expression learns from masked values",
-                    "set `data.mask_ratio`, for example to 0.4",
-                );
-            }
-            if task.class_weights != ClassWeights::None {
-                check.conflict(
-                    "task.class_weights",
-                    "`task.class_weights` has no effect without classes",
-                    "remove it, or set `task.kind = \"identification\"`",
-                );
-            }
-            if matches!(
-                config.train.select,
-                Select::MacroF1 | Select::BalancedAccuracy
-            ) {
-                check.conflict(
-                    "train.select",
-                    format!(
-                        "`train.select` is `{}`, which needs classes",
-                        config.train.select
-                    ),
-                    "set `train.select = \"loss\"`",
-                );
-            }
+        TaskKind::MaskedExpression | TaskKind::BatchCorrection => expression(config, check),
+        TaskKind::Identification => identification(config, check),
+    }
+    if task.kind != TaskKind::BatchCorrection && check.reader.is_given("task.dab_weight") {
+        check.conflict(
+            "task.dab_weight",
+            format!("`task.dab_weight` has no effect on `{}`", task.kind),
+            "remove it, or set `task.kind = \"batch-correction\"`",
+        );
+    }
+}
+
+fn expression(config: &Config, check: &mut Check<'_>) {
+    let task = &config.task;
+    if config.data.mask_ratio == 0.0 {
+        check.conflict(
+            "data.mask_ratio",
+            "`data.mask_ratio` is 0, but masked expression learns from masked values",
+            "set `data.mask_ratio`, for example to 0.4",
+        );
+    }
+    if task.class_weights != ClassWeights::None {
+        check.conflict(
+            "task.class_weights",
+            "`task.class_weights` has no effect without classes",
+            "remove it, or set `task.kind = \"identification\"`",
+        );
+    }
+    if matches!(
+        config.train.select,
+        Select::MacroF1 | Select::BalancedAccuracy
+    ) {
+        check.conflict(
+            "train.select",
+            format!(
+                "`train.select` is `{}`, which needs classes",
+                config.train.select
+            ),
+            "set `train.select = \"loss\"`",
+        );
+    }
+    let query = matches!(task.mvc_style, MvcStyle::ConcatQuery | MvcStyle::SumQuery);
+    if task.mvc_style != MvcStyle::InnerProduct && !task.mvc {
+        check.conflict(
+            "task.mvc_style",
+            "`task.mvc_style` has no effect without `task.mvc`",
+            "set `task.mvc = true`",
+        );
+    } else if query && (task.explicit_zero || task.kind == TaskKind::BatchCorrection) {
+        check.conflict(
+            "task.mvc_style",
+            format!(
+                "`{}` models no zero probabilities and takes no batches",
+                task.mvc_style
+            ),
+            "use an inner-product style",
+        );
+    }
+}
+
+fn identification(config: &Config, check: &mut Check<'_>) {
+    let task = &config.task;
+    for (key, given) in [
+        ("task.mvc", task.mvc),
+        ("task.explicit_zero", task.explicit_zero),
+        ("task.ecs_weight", task.ecs_weight > 0.0),
+        ("task.cce_weight", task.cce_weight > 0.0),
+    ] {
+        if given {
+            check.conflict(
+                key,
+                format!("`{key}` belongs to masked expression and has no effect on identification"),
+                "remove it, or set `task.kind = \"masked-expression\"`",
+            );
         }
-        TaskKind::Identification if task.mvc => check.conflict(
-            "task.mvc",
-            "`task.mvc` belongs to masked expression and has no effect on identification",
-            "remove it, or set `task.kind = \"masked-expression\"`",
-        ),
-        TaskKind::Identification => {}
     }
 }
 

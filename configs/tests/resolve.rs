@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use scpeft_config::{
-    AdapterKind, Config, ConfigErrors, LayerRule, Layers, Origin, Resolved, Select, Target, Vocab,
-    resolve,
+    AdapterKind, AdapterKinds, Config, ConfigErrors, LayerRule, Layers, Origin, Resolved, Select,
+    Target, Vocab, resolve,
 };
 
 const GOOD: &str = r#"[run]
@@ -54,7 +54,7 @@ fn values_come_from_overrides_then_the_file_then_defaults() {
         (64, 8)
     );
     assert_eq!(config.backbone.shape.n_layers, 12);
-    assert_eq!(config.adapter.kind, AdapterKind::Lora);
+    assert_eq!(config.adapter.kind, AdapterKinds::one(AdapterKind::Lora));
     assert_eq!(config.adapter.layers, Layers::List(vec![2, 0]));
     assert_eq!(config.adapter.targets, [Target::Q, Target::K]);
     assert_eq!(config.run.name, "a");

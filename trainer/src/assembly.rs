@@ -5,27 +5,26 @@ use std::sync::Arc;
 
 use scpeft_checkpoint::{LoadReport, ScgptDirectory};
 use scpeft_collective::Topology;
-use scpeft_config::{AdapterKind, Config, LayerRule, Layers, Target, Trainable};
+use scpeft_config::{Config, Trainable};
 use scpeft_data::{Corpus, Loader, Selection};
-use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
-};
 use scpeft_model::backbone::scgpt::{Blueprint, Scgpt};
 use scpeft_model::device::{self, DeviceChoice};
-use scpeft_model::{Params, Role, TensorSpec};
+use scpeft_model::params::Slot;
+use scpeft_model::{Layout, Params, Role, TensorSpec};
 use serde_json::{Value, json};
 use tch::Device;
 
 use crate::backbone::{Backbone, to_tensor};
 use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
+use crate::settings;
 use crate::step::tail_len;
-use crate::task::{self, Identification, IdentificationOptions, Task};
+use crate::task::{self, Batches, Identification, IdentificationOptions, Staging, Task};
 
 /// A model bound to its tensors, with what feeds it.
 pub struct Assembly {
-    /// Where the tensors live.
-    pub device: Device,
+    /// How micro-batches become tensors.
+    pub staging: Staging,
     /// Threads that libtorch uses in this process.
     pub threads: usize,
     /// Corpus and tokeniser.
@@ -70,9 +69,11 @@ impl Assembly {
         let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
         let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
         let labels = feed.label_info(&train, &valid)?;
+        let batches = feed.batches(config, &train, &valid)?.map(Arc::new);
         let task = task::build(
             config,
             &labels,
+            batches.as_deref(),
             backbone.classifier_layers,
             backbone.conventions().mask_value,
         )?;
@@ -81,10 +82,14 @@ impl Assembly {
             valid,
             unlabelled: left_out + also_left_out,
         };
-        let tail = tail_len(task.as_ref());
-        let (params, model, report) = build_model(config, &backbone, task.as_ref(), device, tail)?;
+        let (params, model, report) =
+            build_model(config, &backbone, task.as_ref(), batches.as_deref(), device)?;
         Ok(Self {
-            device,
+            staging: Staging {
+                device,
+                pad_id: feed.pad_id(),
+                batches,
+            },
             threads,
             feed,
             task,
@@ -122,11 +127,15 @@ impl Assembly {
             select: config.train.select,
         };
         let task = Identification::for_prediction(options, classes, &categories);
-        let (params, model, report) = build_model(config, &backbone, &task, device, 0)?;
+        let (params, model, report) = build_model(config, &backbone, &task, None, device)?;
         let boxed = Box::new(task.clone());
         Ok((
             Self {
-                device,
+                staging: Staging {
+                    device,
+                    pad_id: feed.pad_id(),
+                    batches: None,
+                },
                 threads,
                 feed,
                 task: boxed,
@@ -191,7 +200,7 @@ impl Assembly {
         let mut lines = vec![format!(
             "{} on {} x {} thread(s) x {} rank(s); {} trainable of {} parameters ({:.2} %)",
             config.backbone.architecture,
-            format!("{:?}", self.device).to_lowercase(),
+            format!("{:?}", self.staging.device).to_lowercase(),
             self.threads,
             topology.world_size,
             grouped(trainable as u64),
@@ -214,6 +223,23 @@ impl Assembly {
                 grouped(unlabelled)
             ));
         }
+        let dropout = settings::dropout(config, self.staging.device);
+        lines.push(format!(
+            "{}{}, dropout {} and {} on attention{}",
+            config.run.precision,
+            if config.run.recompute {
+                ", layers recomputed in the backward pass"
+            } else {
+                ""
+            },
+            dropout.residual,
+            dropout.attention,
+            if config.backbone.attention_dropout.is_none() && dropout.attention < dropout.residual {
+                " (the CPU's fused kernel has none; see `backbone.attention_dropout`)"
+            } else {
+                ""
+            }
+        ));
         lines.push(match &self.report {
             Some(report) => report.to_string(),
             None => "backbone starts from random weights".to_owned(),
@@ -222,7 +248,7 @@ impl Assembly {
         lines.join("\n")
     }
 
-    /// The tensors that train, with shapes.
+    /// The tensors that train, with shapes, and the totals of what does and what does not.
     fn trainable_table(&self) -> String {
         const SHOWN: usize = 40;
         let slots = self.params.slots();
@@ -237,8 +263,59 @@ impl Assembly {
             lines.push(format!("  {:width$}  {:?}", slot.name, slot.shape));
         }
         if slots.len() > SHOWN {
-            lines.push(format!("  and {} more", slots.len() - SHOWN));
+            let rest: usize = slots[SHOWN..].iter().map(Slot::numel).sum();
+            lines.push(format!(
+                "  and {} more of {} parameters (`scpeft-train parameters` lists all)",
+                slots.len() - SHOWN,
+                grouped(rest as u64)
+            ));
         }
+        lines.join("\n")
+    }
+
+    /// Every tensor with shape, number of parameters, and whether it trains; and the totals.
+    pub fn parameter_table(&self) -> String {
+        let rows: Vec<[String; 4]> = self
+            .params
+            .iter()
+            .map(|(name, tensor, role, trains)| {
+                let trains = match (role, trains) {
+                    (Role::Buffer, _) => "statistic",
+                    (_, true) => "yes",
+                    (_, false) => "no",
+                };
+                let shape = format!("{:?}", tensor.size());
+                let count = grouped(tensor.numel() as u64);
+                [name.to_owned(), shape, count, trains.to_owned()]
+            })
+            .collect();
+        let header = ["tensor", "shape", "parameters", "trainable"].map(str::to_owned);
+        let width = |i: usize| {
+            let all = std::iter::once(&header).chain(&rows);
+            all.map(|row| row[i].len()).max().unwrap_or(0)
+        };
+        let widths = [width(0), width(1), width(2)];
+        let line = |row: &[String; 4]| {
+            format!(
+                "{:w0$}  {:w1$}  {:>w2$}  {}",
+                row[0],
+                row[1],
+                row[2],
+                row[3],
+                w0 = widths[0],
+                w1 = widths[1],
+                w2 = widths[2]
+            )
+        };
+        let mut lines = vec![line(&header)];
+        lines.extend(rows.iter().map(line));
+        let (trainable, total) = (self.params.trainable_count(), self.params.total_count());
+        lines.push(format!(
+            "{} of {} parameters train ({:.3} %)",
+            grouped(trainable as u64),
+            grouped(total as u64),
+            100.0 * trainable as f64 / total as f64
+        ));
         lines.join("\n")
     }
 }
@@ -263,13 +340,22 @@ fn build_model(
     config: &Config,
     backbone: &Backbone,
     task: &dyn Task,
+    batches: Option<&Batches>,
     device: Device,
-    tail: usize,
 ) -> Result<(Params, Scgpt, Option<LoadReport>)> {
+    let known = batches.map_or(0, |b| b.names().len());
     let blueprint = Blueprint {
         shape: backbone.shape,
+        inputs: settings::inputs(config, backbone.values, known),
         heads: task.heads(),
-        adapters: adapters(config),
+        adapters: settings::adapters(config),
+    };
+    let d_model = backbone.shape.d_model as usize;
+    let layout = Layout {
+        seed: config.run.seed,
+        device,
+        tail: tail_len(task, blueprint.inputs.norm, d_model),
+        precision: settings::precision(config),
     };
     let specs = blueprint.specs()?;
     let unfrozen = blueprint.unfreezes()?;
@@ -299,14 +385,12 @@ fn build_model(
             }))
         },
         |spec| trains(config.task.trainable, spec, task, &unfrozen),
-        config.run.seed,
-        device,
-        tail,
+        layout,
     )?;
     if let Some(failure) = failed {
         return Err(failure);
     }
-    let model = Scgpt::bind(&blueprint, &params)?;
+    let model = Scgpt::bind(&blueprint, &params, settings::executor(config))?;
     Ok((params, model, report))
 }
 
@@ -315,7 +399,7 @@ fn build_model(
 fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadReport> {
     let shapes: Vec<(&TensorSpec, Vec<usize>)> = specs
         .iter()
-        .filter(|s| s.role != Role::Adapter)
+        .filter(|s| matches!(s.role, Role::Backbone | Role::Head))
         .map(|s| (s, s.shape.iter().map(|&n| n as usize).collect()))
         .collect();
     let model = shapes
@@ -333,44 +417,11 @@ fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadRepor
 
 /// The freeze rule.
 fn trains(rule: Trainable, spec: &TensorSpec, task: &dyn Task, unfrozen: &[String]) -> bool {
-    let head = spec.role == Role::Head && task.trains_head(&spec.name);
+    let purpose = task.purpose();
     match rule {
         Trainable::All => true,
-        Trainable::Head => head,
-        Trainable::Adapter => head || spec.role == Role::Adapter || unfrozen.contains(&spec.name),
-    }
-}
-
-fn adapters(config: &Config) -> Vec<AdapterOptions> {
-    let a = &config.adapter;
-    let layers = match &a.layers {
-        Layers::Rule(LayerRule::FirstHalf) => LayerSelection::FirstHalf,
-        Layers::Rule(LayerRule::All) => LayerSelection::All,
-        Layers::List(list) => LayerSelection::Listed(list.clone()),
-    };
-    match a.kind {
-        AdapterKind::None => Vec::new(),
-        AdapterKind::Encoder => vec![AdapterOptions::Encoder(EncoderOptions {
-            layers,
-            mlp_ratio: a.mlp_ratio,
-            skip_connect: a.skip_connect,
-            zero_init: a.zero_init,
-        })],
-        AdapterKind::Lora => vec![AdapterOptions::Lora(LoraOptions {
-            layers,
-            r: a.r as i64,
-            lora_alpha: a.lora_alpha,
-            targets: a
-                .targets
-                .iter()
-                .map(|t| match t {
-                    Target::Q => Projection::Query,
-                    Target::K => Projection::Key,
-                    Target::V => Projection::Value,
-                })
-                .collect(),
-            train_qkv_bias: a.train_qkv_bias,
-        })],
+        Trainable::Head => spec.role == Role::Head && purpose.trains(&spec.name),
+        Trainable::Adapter => purpose.adapts(spec, unfrozen),
     }
 }
 

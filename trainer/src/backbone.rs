@@ -6,7 +6,7 @@ use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary};
 use scpeft_checkpoint::{HostTensor, ScgptDirectory, fsx};
 use scpeft_config::{Config, Trainable};
 use scpeft_data::{Corpus, Vocab};
-use scpeft_model::backbone::scgpt::Shape;
+use scpeft_model::backbone::scgpt::{Shape, ValueStyle};
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
 
@@ -28,6 +28,8 @@ pub struct Backbone {
     pub vocab: Vocab,
     /// Dimensions of the encoder.
     pub shape: Shape,
+    /// What an expression value becomes.
+    pub values: ValueStyle,
     /// Layers of the classifier, output included.
     pub classifier_layers: usize,
     /// The opened weights; `None` when they start random or come whole from a checkpoint.
@@ -55,26 +57,15 @@ impl Backbone {
         };
         let args = random_args(config);
         let fingerprint = format!("random-{}", config.run.seed);
-        Ok(Self::assemble(
-            "random".into(),
-            fingerprint,
-            args,
-            vocabulary,
-            None,
-        ))
+        Self::assemble("random".into(), fingerprint, args, vocabulary, None)
     }
 
     fn published(path: &Path) -> Result<Self> {
         let directory = ScgptDirectory::open(path)?;
         let (args, vocabulary) = (directory.args().clone(), directory.vocabulary().clone());
         let origin = path.display().to_string();
-        Ok(Self::assemble(
-            origin,
-            directory.fingerprint(),
-            args,
-            vocabulary,
-            Some(directory),
-        ))
+        let fingerprint = directory.fingerprint();
+        Self::assemble(origin, fingerprint, args, vocabulary, Some(directory))
     }
 
     /// The backbone of a run that trained, from what the run recorded and, unless every tensor was
@@ -98,13 +89,7 @@ impl Backbone {
                 }
                 Ok(backbone)
             }
-            _ => Ok(Self::assemble(
-                "run".into(),
-                String::new(),
-                args,
-                vocabulary,
-                None,
-            )),
+            _ => Self::assemble("run".into(), String::new(), args, vocabulary, None),
         }
     }
 
@@ -114,7 +99,7 @@ impl Backbone {
         args: ScgptArgs,
         vocabulary: Vocabulary,
         directory: Option<ScgptDirectory>,
-    ) -> Self {
+    ) -> Result<Self> {
         let vocab = Vocab::from_tokens(vocabulary.tokens().to_vec());
         let shape = Shape {
             vocab: vocab.len() as i64,
@@ -125,24 +110,34 @@ impl Backbone {
             pad_id: i64::from(vocab.pad_id()),
         };
         let classifier_layers = args.n_layers_cls;
-        Self {
+        Ok(Self {
             origin,
             fingerprint,
             vocab,
             shape,
+            values: value_style(&args)?,
             classifier_layers,
             directory,
             args,
             vocabulary,
-        }
+        })
     }
 
     /// What the backbone fixes about its input.
     pub fn conventions(&self) -> TokenConventions {
-        TokenConventions {
-            n_bins: self.args.n_bins,
-            pad_value: self.args.pad_value as f32,
-            mask_value: self.args.mask_value as f32,
+        let n_bins = self.args.n_bins;
+        match self.values {
+            // Rows of a table cannot be negative: pad and mask come after the bins.
+            ValueStyle::Category { .. } => TokenConventions {
+                n_bins,
+                pad_value: n_bins as f32,
+                mask_value: (n_bins + 1) as f32,
+            },
+            ValueStyle::Continuous | ValueStyle::Scaling => TokenConventions {
+                n_bins,
+                pad_value: self.args.pad_value as f32,
+                mask_value: self.args.mask_value as f32,
+            },
         }
     }
 
@@ -163,12 +158,30 @@ impl Backbone {
     }
 }
 
+/// The key of `args.json` that says what a value becomes.
+const VALUE_STYLE: &str = "input_emb_style";
+
+fn value_style(args: &ScgptArgs) -> Result<ValueStyle> {
+    let n_bins = args.n_bins as i64;
+    match args.others.get(VALUE_STYLE).map(Value::as_str) {
+        None | Some(Some("continuous")) => Ok(ValueStyle::Continuous),
+        Some(Some("scaling")) => Ok(ValueStyle::Scaling),
+        Some(Some("category")) => Ok(ValueStyle::Category {
+            n_input_bins: n_bins + 2,
+            pad_value: n_bins,
+        }),
+        Some(other) => Err(Failure::weights(format!(
+            "args.json: `{VALUE_STYLE}` is {other:?}, expected `continuous`, `category` or `scaling`"
+        ))),
+    }
+}
+
 /// `args.json` of a backbone that starts random.
 fn random_args(config: &Config) -> ScgptArgs {
     let shape = &config.backbone.shape;
     let mut others = Map::new();
     others.insert("max_seq_len".into(), Value::from(config.data.max_len));
-    others.insert("input_emb_style".into(), "continuous".into());
+    others.insert(VALUE_STYLE.into(), shape.value_style.as_str().into());
     ScgptArgs {
         embsize: shape.d_model,
         nheads: shape.n_heads,

@@ -383,7 +383,7 @@ fn require_same_names(
 /// How the run's LoRA factors are packed; `None` for other adapters.
 fn packed_layout(config: &Config) -> Option<PackedLayout> {
     let a = &config.adapter;
-    (a.kind == AdapterKind::Lora).then(|| PackedLayout {
+    a.kind.has(AdapterKind::Lora).then(|| PackedLayout {
         enabled: [Target::Q, Target::K, Target::V].map(|t| a.targets.contains(&t)),
         r: a.r,
     })
@@ -453,8 +453,8 @@ fn adapter_config(config: &Config, assembly: &Assembly) -> AdapterConfig {
             ),
             ..base
         },
-        (Trainable::Adapter, None) if a.kind == AdapterKind::Encoder => AdapterConfig {
-            peft_type: "SCPEFT_ENCODER".into(),
+        (Trainable::Adapter, None) => AdapterConfig {
+            peft_type: format!("SCPEFT_{}", a.kind.to_string().to_uppercase()),
             layers_to_transform: layers,
             ..base
         },

@@ -3,10 +3,9 @@
 use scpeft_collective::Collective;
 use scpeft_data::Loader;
 use scpeft_model::backbone::scgpt::Scgpt;
-use tch::Device;
 
 use crate::failure::Result;
-use crate::task::{DeviceBatch, Evaluation, Task};
+use crate::task::{Evaluation, Staging, Task};
 
 /// Evaluates `model` on every cell of `loader`.
 ///
@@ -20,13 +19,12 @@ pub fn evaluate(
     model: &Scgpt,
     task: &dyn Task,
     loader: &Loader,
-    pad_id: i32,
-    device: Device,
+    staging: &Staging,
 ) -> Result<Evaluation> {
     let mut sums = vec![0.0; task.evaluation_len()];
     for step in loader.epoch(0, 0) {
         for micro in &step?.micro {
-            let batch = DeviceBatch::new(micro, pad_id, device)?;
+            let batch = staging.stage(micro)?;
             tch::no_grad(|| task.evaluate(model, &batch, &mut sums))?;
         }
     }

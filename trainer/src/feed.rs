@@ -9,7 +9,7 @@ use scpeft_data::{
 };
 
 use crate::failure::{Failure, Result};
-use crate::task::LabelInfo;
+use crate::task::{Batches, LabelInfo};
 
 /// The split name that stands for every cell of the corpus.
 const EVERY_CELL: &str = "all";
@@ -142,19 +142,54 @@ impl Feed {
     }
 
     /// Categories of the label column and how often they occur in the training and validation
-    /// cells.
+    /// cells, and in the corpus.
     ///
     /// # Errors
     /// When the label column is missing or not categorical.
     pub fn label_info(&self, train: &Selection, valid: &Selection) -> Result<LabelInfo> {
-        let Some(label) = &self.label else {
-            return Ok(LabelInfo::default());
+        match &self.label {
+            Some(label) => self.column_info(label, train, valid),
+            None => Ok(LabelInfo::default()),
+        }
+    }
+
+    /// The batches of the training cells; `None` when no batch column is configured.
+    ///
+    /// # Errors
+    /// When the column is missing or not categorical, a cell has no value in it, or validation
+    /// cells come from a batch of their own.
+    pub fn batches(
+        &self,
+        config: &Config,
+        train: &Selection,
+        valid: &Selection,
+    ) -> Result<Option<Batches>> {
+        let Some(column) = &config.data.batch else {
+            return Ok(None);
         };
-        let categories = self.corpus.categories(label)?.to_vec();
-        let codes = self.corpus.obs_codes(label)?;
-        let count = |selection: &Selection| {
+        let codes = self.corpus.obs_codes(column)?;
+        let mut cells = train.cell_indices().chain(valid.cell_indices());
+        if let Some(cell) = cells.find(|&cell| codes[cell as usize] < 0) {
+            return Err(Failure::data(format!(
+                "obs column `{column}`: cell {cell} has no value, so its batch is not known\n                 help: fill the column, or leave such cells out of the splits"
+            )));
+        }
+        let info = self.column_info(column, train, valid)?;
+        Batches::for_training(
+            column,
+            &info.categories,
+            &info.train_counts,
+            &info.valid_counts,
+        )
+        .map(Some)
+    }
+
+    fn column_info(&self, column: &str, train: &Selection, valid: &Selection) -> Result<LabelInfo> {
+        let categories = self.corpus.categories(column)?.to_vec();
+        let codes = self.corpus.obs_codes(column)?;
+        let count = |cells: &mut dyn Iterator<Item = u64>| {
             let mut counts = vec![0; categories.len()];
-            for cell in selection.cell_indices() {
+            for cell in cells {
                 if let Ok(code) = usize::try_from(codes[cell as usize]) {
                     counts[code] += 1;
                 }
@@ -162,8 +197,9 @@ impl Feed {
             counts
         };
         Ok(LabelInfo {
-            train_counts: count(train),
-            valid_counts: count(valid),
+            train_counts: count(&mut train.cell_indices()),
+            valid_counts: count(&mut valid.cell_indices()),
+            all_counts: count(&mut (0..codes.len() as u64)),
             categories,
         })
     }

@@ -23,6 +23,7 @@ pub mod report;
 pub mod run;
 pub mod scores;
 pub mod selection;
+mod settings;
 pub mod step;
 mod stop;
 pub mod task;

@@ -16,7 +16,7 @@ use scpeft_checkpoint::fsx::{self, Existing};
 use scpeft_collective::Collective;
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
-use scpeft_model::exec::Dropout;
+use scpeft_model::exec::Pass;
 use scpeft_protocol::exit;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -29,7 +29,7 @@ use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
 use crate::scores::Confusion;
-use crate::task::{DeviceBatch, Identification};
+use crate::task::Identification;
 
 /// Predicts as `args` say; the whole of `scpeft-train predict`.
 ///
@@ -273,9 +273,11 @@ impl Predictor {
     fn predict_step(&self, step: &StepBatches) -> Result<Found> {
         let mut found = Found::default();
         for micro in &step.micro {
-            let batch = DeviceBatch::new(micro, self.assembly.feed.pad_id(), self.assembly.device)?;
-            let (logits, encoded) =
-                tch::no_grad(|| self.task.logits(&self.assembly.model, &batch, Dropout::OFF))?;
+            let batch = self.assembly.staging.stage(micro)?;
+            let (logits, encoded) = tch::no_grad(|| {
+                self.task
+                    .logits(&self.assembly.model, &batch, Pass::EVALUATION)
+            })?;
             found.cells.extend(&micro.cells);
             if micro.labels.is_empty() {
                 found.labels.extend(std::iter::repeat_n(-1, micro.rows));

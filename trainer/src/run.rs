@@ -5,7 +5,6 @@ use std::time::Instant;
 use scpeft_collective::Collective;
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
-use scpeft_model::exec::Dropout;
 use scpeft_protocol::{exit, metrics};
 use serde_json::json;
 
@@ -21,6 +20,7 @@ use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder, peak_rss_bytes};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
+use crate::settings;
 use crate::step::{Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
 use crate::task::{Evaluation, NamedValue};
@@ -194,7 +194,7 @@ impl Training {
             model,
             params,
             task,
-            feed,
+            staging,
             ..
         } = &mut self.assembly;
         let mut stepper = Stepper {
@@ -203,13 +203,10 @@ impl Training {
             task: task.as_ref(),
             adam: &mut self.adam,
             schedule: self.schedule,
-            dropout: Dropout {
-                residual: self.config.backbone.dropout,
-                attention: self.config.backbone.attention_dropout,
-            },
+            dropout: settings::dropout(&self.config, staging.device),
             clip_norm: self.config.train.clip_norm,
             seed: self.config.run.seed,
-            pad_id: feed.pad_id(),
+            staging,
         };
         let report = stepper.step(world, self.cursor.step, batch, stop)?;
         self.bad_steps = match report.skipped {
@@ -288,12 +285,13 @@ impl Training {
                 values.extend(
                     self.assembly
                         .task
-                        .loss_names()
+                        .terms()
                         .iter()
-                        .copied()
+                        .map(|term| term.name)
                         .zip(report.parts.iter().copied()),
                 );
             }
+            values.extend(report.contrast.map(|loss| ("cce", loss)));
             outputs
                 .reporter
                 .train(self.cursor.step, self.cursor.epoch, &values)?;
@@ -307,18 +305,10 @@ impl Training {
         let Assembly {
             model,
             task,
-            feed,
-            device,
+            staging,
             ..
         } = &self.assembly;
-        let evaluation = evaluate(
-            world,
-            model,
-            task.as_ref(),
-            &loaders.valid,
-            feed.pad_id(),
-            *device,
-        )?;
+        let evaluation = evaluate(world, model, task.as_ref(), &loaders.valid, staging)?;
         self.exporter.add(
             &metrics::SECTION_SECONDS,
             &["eval"],
@@ -473,7 +463,7 @@ impl Outputs {
             total_parameters: assembly.params.total_count(),
             seed: config.run.seed,
         };
-        let device = format!("{:?}", assembly.device).to_lowercase();
+        let device = format!("{:?}", assembly.staging.device).to_lowercase();
         let recorder = Recorder::begin(
             &config.run.dir,
             &facts,
@@ -546,10 +536,11 @@ fn start_exporter(
 ) -> Result<Exporter> {
     let broken = |e: prometheus::Error| Failure::new(exit::INTERNAL, format!("metrics: {e}"));
     let exporter = Exporter::new().map_err(broken)?;
+    let adapter = config.adapter.kind.to_string();
     let labels = [
         config.run.name.as_str(),
         config.backbone.architecture.as_str(),
-        config.adapter.kind.as_str(),
+        adapter.as_str(),
         config.task.kind.as_str(),
     ];
     exporter.set(&metrics::RUN_INFO, &labels, 1.0);

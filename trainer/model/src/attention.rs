@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use crate::adapter::{AdapterSet, QkvProjection};
-use crate::ops::Linear;
+use crate::adapter::AdapterSet;
+use crate::ops::{Linear, cast, full};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Init, Result};
 
@@ -62,6 +62,13 @@ impl SelfAttention {
         })
     }
 
+    /// Whether a gradient is wanted for one of its tensors.
+    pub(crate) fn trains(&self) -> bool {
+        self.in_proj_weight.requires_grad()
+            || self.in_proj_bias.requires_grad()
+            || self.out_proj.trains()
+    }
+
     /// # Shapes
     /// `x`: `[B, S, D]`; `keep`: bool `[B, 1, 1, S]`, true where the key is no padding, or `None`
     /// when nothing is padded; returns `[B, S, D]`. Scale 1/sqrt(D/H).
@@ -77,24 +84,39 @@ impl SelfAttention {
         dropout: f64,
     ) -> Result<Tensor> {
         let (batch, seq, d_model) = x.size3()?;
-        let projection = QkvProjection {
-            x,
-            weight: &self.in_proj_weight,
-            bias: &self.in_proj_bias,
-        };
-        let qkv = x.f_linear(&self.in_proj_weight, Some(&self.in_proj_bias))?;
-        let qkv = adapters.qkv(layer, projection, qkv)?;
-        let heads = qkv
-            .f_view([batch, seq, 3, self.n_heads, d_model / self.n_heads])?
-            .f_permute([2, 0, 3, 1, 4])?; // [3, B, H, S, D/H]
-        let (q, k, v) = (
-            heads.f_select(0, 0)?,
-            heads.f_select(0, 1)?,
-            heads.f_select(0, 2)?,
-        );
+        let [q, k, v] = self.project(layer, x, adapters)?;
         let mixed =
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, keep, dropout, false, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, d_model])?;
         self.out_proj.forward(&mixed)
+    }
+
+    /// Products of queries and keys, in full precision: no scale, no mask, no softmax.
+    ///
+    /// # Shapes
+    /// `x`: `[B, S, D]`; returns `[B, H, S, S]`.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn raw_scores(&self, layer: usize, x: &Tensor, adapters: &AdapterSet) -> Result<Tensor> {
+        let [q, k, _] = self.project(layer, &full(x)?, adapters)?;
+        Ok(q.f_matmul(&k.f_transpose(2, 3)?)?)
+    }
+
+    /// Queries, keys and values, each `[B, H, S, D/H]`.
+    fn project(&self, layer: usize, x: &Tensor, adapters: &AdapterSet) -> Result<[Tensor; 3]> {
+        let (batch, seq, d_model) = x.size3()?;
+        let kind = x.f_kind()?;
+        let weight = cast(&adapters.qkv_weight(layer, &self.in_proj_weight)?, kind)?;
+        let qkv = x.f_linear(&weight, Some(&cast(&self.in_proj_bias, kind)?))?;
+        let heads = adapters
+            .qkv(layer, x, qkv)?
+            .f_view([batch, seq, 3, self.n_heads, d_model / self.n_heads])?
+            .f_permute([2, 0, 3, 1, 4])?; // [3, B, H, S, D/H]
+        Ok([
+            heads.f_select(0, 0)?,
+            heads.f_select(0, 1)?,
+            heads.f_select(0, 2)?,
+        ])
     }
 }

@@ -51,3 +51,28 @@ pub fn set_threads(threads: usize) {
 pub fn seed_dropout(seed: u64) {
     tch::manual_seed(seed as i64);
 }
+
+/// One seed from two: neighbouring values share nothing.
+pub fn mix(seed: u64, word: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15) ^ word.wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_neighbouring_steps_and_micro_batches_differ() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..4 {
+            for step in 0..32 {
+                for micro in 0..8 {
+                    assert!(seen.insert(mix(mix(seed, step), micro)));
+                }
+            }
+        }
+    }
+}

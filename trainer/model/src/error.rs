@@ -37,6 +37,15 @@ pub enum Error {
         "no CUDA device is available\nhelp: set `run.device = \"cpu\"`, or install the NVIDIA driver and run `make build` again"
     )]
     NoCuda,
+    /// An input that a setting of the model asks for is missing from the micro-batch.
+    #[error("the model needs {what} and the micro-batch has none")]
+    MissingInput {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A defect of this crate.
+    #[error("internal error: {0}\nhelp: please report it")]
+    Internal(String),
     /// libtorch refused an operation: an internal defect or memory exhaustion.
     #[error("libtorch: {0}")]
     Torch(#[from] TchError),

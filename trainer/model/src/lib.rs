@@ -21,9 +21,11 @@ pub mod exec;
 pub mod head;
 mod init;
 pub mod loss;
+pub mod norm;
 mod ops;
 pub mod params;
+pub mod ranks;
 
 pub use error::{Error, Result};
 pub use init::Init;
-pub use params::{Params, Role, TensorSpec};
+pub use params::{Layout, Params, Precision, Role, TensorSpec};

@@ -41,6 +41,25 @@ pub fn nonzero_nll_sum(probability: &Tensor, target: &Tensor, mask: &Tensor) -> 
     Ok(hit.f_add(&miss)?.f_mul(mask)?.f_sum(Kind::Float)?.f_neg()?)
 }
 
+/// Sum over masked positions of the relative error `|prediction - target| / (target + 1e-6)`: a
+/// metric, not a loss. It explodes where targets are zero.
+///
+/// # Shapes
+/// `prediction`, `target`, `mask`: f32 `[B, S]`; returns a scalar.
+///
+/// # Errors
+/// Only if libtorch fails.
+pub fn masked_relative_error_sum(
+    prediction: &Tensor,
+    target: &Tensor,
+    mask: &Tensor,
+) -> Result<Tensor> {
+    let error = prediction.f_sub(target)?.f_abs()?.f_mul(mask)?;
+    Ok(error
+        .f_div(&target.f_add_scalar(1e-6)?)?
+        .f_sum(Kind::Float)?)
+}
+
 /// Sum of the (weighted) cross-entropy; its divisor is the sum of the targets' weights.
 ///
 /// # Shapes
@@ -97,7 +116,8 @@ pub fn contrastive_cell_embedding(first: &Tensor, second: &Tensor) -> Result<Ten
     Ok(similarity.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)?)
 }
 
-fn normalize(x: &Tensor) -> Result<Tensor> {
+/// `x` `[B, D]` with rows of length 1.
+pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
     // torch's normalize divides by the norm, at least 1e-12.
     let norm = x.f_norm_scalaropt_dim(2.0, [1], true)?.f_clamp_min(1e-12)?;
     Ok(x.f_div(&norm)?)

@@ -1,6 +1,6 @@
 //! The few layers that every part is made of, over tensors bound by name.
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::Result;
 use crate::init::Init;
@@ -54,10 +54,43 @@ impl Linear {
         })
     }
 
-    /// `x`: `[.., inputs]`; returns `[.., outputs]`.
+    /// `x`: `[.., inputs]`; returns `[.., outputs]` in the format of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.f_linear(&self.weight, self.bias.as_ref())?)
+        let kind = x.f_kind()?;
+        let bias = match &self.bias {
+            Some(bias) => Some(cast(bias, kind)?),
+            None => None,
+        };
+        Ok(x.f_linear(&cast(&self.weight, kind)?, bias.as_ref())?)
     }
+
+    /// Whether a gradient is wanted for one of its tensors.
+    pub(crate) fn trains(&self) -> bool {
+        self.weight.requires_grad() || self.bias.as_ref().is_some_and(Tensor::requires_grad)
+    }
+}
+
+/// `x` in another number format; itself when it already has it.
+pub(crate) fn cast(x: &Tensor, kind: Kind) -> Result<Tensor> {
+    if x.f_kind()? == kind {
+        return Ok(x.shallow_clone());
+    }
+    Ok(x.f_to_kind(kind)?)
+}
+
+/// `x` in full precision: as it is, unless it is bf16.
+pub(crate) fn full(x: &Tensor) -> Result<Tensor> {
+    match x.f_kind()? {
+        Kind::BFloat16 => cast(x, Kind::Float),
+        _ => Ok(x.shallow_clone()),
+    }
+}
+
+/// A copy that shares nothing with `x` and belongs to no graph.
+pub(crate) fn copy(x: &Tensor) -> Result<Tensor> {
+    let mut out = x.f_empty_like()?;
+    tch::no_grad(|| out.f_copy_(x))?;
+    Ok(out)
 }
 
 /// Layer norm over the last dimension, with weight and bias.
@@ -71,8 +104,10 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     pub(crate) fn specs(prefix: &str, width: i64, role: Role) -> Vec<TensorSpec> {
         vec![
-            TensorSpec::new(format!("{prefix}.weight"), &[width], Init::Ones, role),
-            TensorSpec::new(format!("{prefix}.bias"), &[width], Init::Zeros, role),
+            TensorSpec::new(format!("{prefix}.weight"), &[width], Init::Ones, role)
+                .in_full_precision(),
+            TensorSpec::new(format!("{prefix}.bias"), &[width], Init::Zeros, role)
+                .in_full_precision(),
         ]
     }
 
@@ -86,8 +121,23 @@ impl LayerNorm {
         })
     }
 
-    /// `x`: `[.., width]`; returns the same shape.
+    /// `x`: `[.., width]`; returns the same shape and format. Mean and variance are taken in full
+    /// precision whatever the format of `x`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let kind = x.f_kind()?;
+        if kind == self.weight.f_kind()? || x.device() == Device::Cpu {
+            return self.normalize(x);
+        }
+        // The CUDA kernel wants input and weight in one format, the CPU's does not.
+        cast(&self.normalize(&full(x)?)?, kind)
+    }
+
+    /// Whether a gradient is wanted for one of its tensors.
+    pub(crate) fn trains(&self) -> bool {
+        self.weight.requires_grad() || self.bias.requires_grad()
+    }
+
+    fn normalize(&self, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_layer_norm(
             [self.width],
             Some(&self.weight),

@@ -15,6 +15,39 @@ pub enum Role {
     Head,
     /// Adapter: initialised, never part of a backbone's weights.
     Adapter,
+    /// Running statistic of a batch norm: never trained by gradients, saved with the adapter.
+    Buffer,
+}
+
+/// The number formats of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Everything in f32.
+    #[default]
+    F32,
+    /// Frozen matrices and activations in bf16; trainable tensors, norms, and reductions in f32.
+    Bf16,
+    /// Everything in f64, to check one way of computing against another.
+    F64,
+}
+
+impl Precision {
+    /// Format of frozen matrices and of activations.
+    pub fn compute(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::F64 => Kind::Double,
+        }
+    }
+
+    /// Format of trainable tensors, norms, embeddings of cells and losses.
+    pub fn full(self) -> Kind {
+        match self {
+            Self::F32 | Self::Bf16 => Kind::Float,
+            Self::F64 => Kind::Double,
+        }
+    }
 }
 
 /// One tensor of a model before it exists.
@@ -28,6 +61,8 @@ pub struct TensorSpec {
     pub init: Init,
     /// What it belongs to.
     pub role: Role,
+    /// Kept in full precision when frozen matrices are not: norms, statistics, scalars' encoders.
+    pub full_precision: bool,
 }
 
 impl TensorSpec {
@@ -38,12 +73,46 @@ impl TensorSpec {
             shape: shape.to_vec(),
             init,
             role,
+            full_precision: role == Role::Buffer,
         }
+    }
+
+    /// The same tensor, never stored in less than full precision.
+    #[must_use]
+    pub fn in_full_precision(mut self) -> Self {
+        self.full_precision = true;
+        self
     }
 
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.shape.iter().product::<i64>() as usize
+    }
+}
+
+/// How [`Params::build`] lays tensors out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Layout {
+    /// Seed of the tensors that no weights hold.
+    pub seed: u64,
+    /// Where the tensors live.
+    pub device: Device,
+    /// Elements that the gradient buffer has beyond the trainable parameters: what the trainer
+    /// sends along with the gradients in one all-reduce.
+    pub tail: usize,
+    /// Number formats.
+    pub precision: Precision,
+}
+
+impl Layout {
+    /// f32 on the CPU, nothing beside the gradients.
+    pub fn cpu(seed: u64) -> Self {
+        Self {
+            seed,
+            device: Device::Cpu,
+            tail: 0,
+            precision: Precision::F32,
+        }
     }
 }
 
@@ -75,8 +144,8 @@ struct Entry {
 /// All tensors of a model on one device.
 ///
 /// Invariant: trainable tensors are leaves whose storage is [`Params::flat`] and whose gradients
-/// accumulate in place into [`Params::grad`]; frozen tensors share no storage with either and
-/// never require gradients.
+/// accumulate in place into [`Params::grad`]; frozen tensors and buffers share no storage with
+/// either and never require gradients.
 #[derive(Debug)]
 pub struct Params {
     entries: IndexMap<String, Entry>,
@@ -84,16 +153,15 @@ pub struct Params {
     flat: Tensor,
     grad: Tensor,
     device: Device,
+    precision: Precision,
 }
 
 impl Params {
-    /// Builds every tensor of `specs` on `device`.
+    /// Builds every tensor of `specs`.
     ///
     /// `weights` returns the loaded value of a tensor, or `None` when the weights hold none; then
-    /// the tensor starts from its [`Init`], seeded by `seed`. `trainable` is the freeze rule.
-    ///
-    /// The gradient buffer has `tail` more elements than there are trainable parameters: what the
-    /// trainer sends along with the gradients in one all-reduce.
+    /// the tensor starts from its [`Init`]. `trainable` is the freeze rule; buffers never train.
+    /// A frozen tensor that already has its format and device is taken as it is, without a copy.
     ///
     /// # Errors
     /// A loaded tensor of another shape, or libtorch out of memory.
@@ -101,17 +169,22 @@ impl Params {
         specs: &[TensorSpec],
         mut weights: impl FnMut(&TensorSpec) -> Result<Option<Tensor>>,
         trainable: impl Fn(&TensorSpec) -> bool,
-        seed: u64,
-        device: Device,
-        tail: usize,
+        layout: Layout,
     ) -> Result<Self> {
+        let Layout {
+            seed,
+            device,
+            tail,
+            precision,
+        } = layout;
+        let trainable = |s: &TensorSpec| s.role != Role::Buffer && trainable(s);
         let total: usize = specs
             .iter()
             .filter(|s| trainable(s))
             .map(TensorSpec::numel)
             .sum();
-        let flat = Tensor::f_zeros([total as i64], (Kind::Float, device))?;
-        let grad = Tensor::f_zeros([(total + tail) as i64], (Kind::Float, device))?;
+        let flat = Tensor::f_zeros([total as i64], (precision.full(), device))?;
+        let grad = Tensor::f_zeros([(total + tail) as i64], (precision.full(), device))?;
         let mut entries = IndexMap::with_capacity(specs.len());
         let mut slots = Vec::new();
         let mut offset = 0;
@@ -140,7 +213,18 @@ impl Params {
                 slots.push(slot);
                 view
             } else {
-                value.f_to_device(device)?.f_to_kind(Kind::Float)?
+                let kind = if spec.full_precision {
+                    precision.full()
+                } else {
+                    precision.compute()
+                };
+                let frozen = value.f_to_device(device)?.f_to_kind(kind)?;
+                if spec.role == Role::Buffer {
+                    // Updated in place: must not write into the weights it was loaded from.
+                    crate::ops::copy(&frozen)?
+                } else {
+                    frozen
+                }
             };
             entries.insert(
                 spec.name.clone(),
@@ -157,6 +241,7 @@ impl Params {
             flat,
             grad,
             device,
+            precision,
         })
     }
 
@@ -181,12 +266,25 @@ impl Params {
             .map(|(name, e)| (name.as_str(), &e.tensor, e.role, e.trainable))
     }
 
-    /// The flat f32 master buffer `[n]` of the trainable tensors.
+    /// Names and tensors of the running statistics, in order of construction.
+    pub fn buffers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries
+            .iter()
+            .filter(|(_, e)| e.role == Role::Buffer)
+            .map(|(name, e)| (name.as_str(), &e.tensor))
+    }
+
+    /// Number formats.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The flat master buffer `[n]` of the trainable tensors, in full precision.
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
 
-    /// The flat f32 gradient buffer `[n + tail]`.
+    /// The flat gradient buffer `[n + tail]`, in full precision.
     pub fn grad(&self) -> &Tensor {
         &self.grad
     }
@@ -201,9 +299,13 @@ impl Params {
         self.slots.iter().map(Slot::numel).sum()
     }
 
-    /// Number of parameters, frozen ones included.
+    /// Number of parameters, frozen ones included; running statistics are no parameters.
     pub fn total_count(&self) -> usize {
-        self.entries.values().map(|e| e.tensor.numel()).sum()
+        self.entries
+            .values()
+            .filter(|e| e.role != Role::Buffer)
+            .map(|e| e.tensor.numel())
+            .sum()
     }
 
     /// Where the tensors live.
@@ -217,6 +319,32 @@ impl Params {
     /// Only if libtorch fails.
     pub fn zero_grad(&mut self) -> Result<()> {
         let _ = self.grad.f_zero_()?;
+        Ok(())
+    }
+
+    /// Overwrites a running statistic.
+    ///
+    /// # Errors
+    /// No such buffer, or another shape.
+    pub fn set_buffer(&self, name: &str, value: &Tensor) -> Result<()> {
+        let entry = self.entries.get(name).filter(|e| e.role == Role::Buffer);
+        let Some(entry) = entry else {
+            return Err(Error::MissingTensor {
+                name: name.to_owned(),
+                shape: value.size(),
+            });
+        };
+        if entry.tensor.size() != value.size() {
+            return Err(Error::ShapeMismatch {
+                name: name.to_owned(),
+                expected: entry.tensor.size(),
+                found: value.size(),
+            });
+        }
+        entry
+            .tensor
+            .shallow_clone()
+            .f_copy_(&value.f_to_device(self.device)?)?;
         Ok(())
     }
 
@@ -261,7 +389,9 @@ fn leaf_view(flat: &Tensor, grad: &Tensor, slot: &Slot, value: &Tensor) -> Resul
     let mut view = slice(flat, slot)?;
     view.f_copy_(value)?;
     let leaf = view.f_detach()?.f_set_requires_grad(true)?;
-    leaf.f_mul_scalar(0.0)?.f_sum(Kind::Float)?.f_backward()?;
+    leaf.f_mul_scalar(0.0)?
+        .f_sum(flat.f_kind()?)?
+        .f_backward()?;
     let mut leaf_grad = leaf.f_grad()?;
     let _ = leaf_grad.f_set_source_tensor_(&slice(grad, slot)?)?;
     Ok(leaf)
@@ -284,9 +414,10 @@ mod tests {
             &specs(),
             |_| Ok(None),
             |s| s.role != Role::Backbone,
-            7,
-            Device::Cpu,
-            4,
+            Layout {
+                tail: 4,
+                ..Layout::cpu(7)
+            },
         )
         .unwrap()
     }
@@ -330,9 +461,7 @@ mod tests {
             &specs(),
             |s| Ok((s.name == "b").then(|| Tensor::zeros([2, 3], (Kind::Float, Device::Cpu)))),
             |_| false,
-            0,
-            Device::Cpu,
-            0,
+            Layout::cpu(0),
         );
         assert!(matches!(wrong, Err(Error::ShapeMismatch { .. })));
         assert!(build().get("c").is_err());

@@ -1,12 +1,13 @@
 //! Cell-type identification: classify the cell embedding.
 
 use scpeft_config::{ClassWeights, Select};
-use scpeft_model::backbone::scgpt::{Encoded, Heads, Scgpt};
-use scpeft_model::exec::Dropout;
+use scpeft_data::MicroBatch;
+use scpeft_model::backbone::scgpt::{Classifier, Encoded, Heads, Purpose, Scgpt};
+use scpeft_model::exec::Pass;
 use scpeft_model::loss::cross_entropy_sum;
 use tch::{Kind, Tensor};
 
-use super::{DeviceBatch, Evaluation, LabelInfo, LossSums, Task, encode, scalar};
+use super::{DeviceBatch, Evaluation, LabelInfo, LossSums, Task, Term, scalar};
 use crate::failure::{Failure, Result};
 use crate::scores::Confusion;
 
@@ -70,7 +71,7 @@ impl Identification {
             .iter()
             .map(|&c| labels.categories[c].clone())
             .collect();
-        let weights = class_weights(options.class_weights, &known, &labels.train_counts);
+        let weights = class_weights(options.class_weights, &known, labels);
         let mut task = Self {
             options,
             classes,
@@ -119,21 +120,17 @@ impl Identification {
         &self,
         model: &Scgpt,
         batch: &DeviceBatch<'_>,
-        dropout: Dropout,
+        pass: Pass,
     ) -> Result<(Tensor, Encoded)> {
-        let encoded = encode(model, batch, dropout)?;
-        let head = model
-            .classifier
-            .as_ref()
-            .expect("heads() asks for the classifier");
-        Ok((head.forward(&encoded.cell)?, encoded))
+        let encoded = model.encode(&batch.inputs, pass)?;
+        Ok((model.heads.classify(&encoded)?, encoded))
     }
 
-    fn targets(&self, batch: &DeviceBatch<'_>) -> Result<Vec<i64>> {
-        let codes = &batch.host.labels;
-        codes
+    fn targets(&self, micro: &MicroBatch) -> Result<Vec<i64>> {
+        micro
+            .labels
             .iter()
-            .zip(&batch.host.cells)
+            .zip(&micro.cells)
             .map(|(&code, cell)| match self.class(code) {
                 Some(class) => Ok(class as i64),
                 None => Err(Failure::data(format!(
@@ -144,65 +141,84 @@ impl Identification {
             .collect()
     }
 
-    fn loss_sum(&self, logits: &Tensor, targets: &[i64]) -> Result<(Tensor, f64)> {
+    fn loss_sum(&self, logits: &Tensor, targets: &[i64]) -> Result<Tensor> {
         let device = logits.device();
         let labels = Tensor::f_from_slice(targets)?.f_to_device(device)?;
         let weight = match &self.weights {
             Some(w) => Some(Tensor::f_from_slice(w)?.f_to_device(device)?),
             None => None,
         };
-        let sum = cross_entropy_sum(logits, &labels, weight.as_ref())?;
-        let divisor = match &self.weights {
+        Ok(cross_entropy_sum(logits, &labels, weight.as_ref())?)
+    }
+
+    /// Sum of the targets' weights.
+    fn weight_sum(&self, targets: &[i64]) -> f64 {
+        match &self.weights {
             Some(w) => targets.iter().map(|&t| f64::from(w[t as usize])).sum(),
             None => targets.len() as f64,
-        };
-        Ok((sum, divisor))
+        }
     }
 }
 
-/// Weights of the classes from counts of the training split alone.
-fn class_weights(rule: ClassWeights, known: &[usize], counts: &[u64]) -> Option<Vec<f32>> {
-    match rule {
-        ClassWeights::None => None,
+/// Weights of the classes. Counts are those of the training split, but for the published rule that
+/// counts all cells.
+fn class_weights(rule: ClassWeights, known: &[usize], labels: &LabelInfo) -> Option<Vec<f32>> {
+    let counts = match rule {
+        ClassWeights::SquaredComplementOfAll => &labels.all_counts,
+        _ => &labels.train_counts,
+    };
+    // Categories that no training cell has count in the published total.
+    let total: f64 = counts.iter().map(|&n| n as f64).sum();
+    let weight: Box<dyn Fn(f64) -> f64> = match rule {
+        ClassWeights::None => return None,
         ClassWeights::InverseFrequency => {
-            let total: f64 = known.iter().map(|&c| counts[c] as f64).sum();
             let mean = total / known.len() as f64;
-            Some(
-                known
-                    .iter()
-                    .map(|&c| (mean / counts[c] as f64) as f32)
-                    .collect(),
-            )
+            Box::new(move |n| mean / n)
         }
-    }
+        ClassWeights::SquaredComplement | ClassWeights::SquaredComplementOfAll => {
+            Box::new(move |n| (1.0 - n / total).powi(2))
+        }
+    };
+    Some(
+        known
+            .iter()
+            .map(|&c| weight(counts[c] as f64) as f32)
+            .collect(),
+    )
 }
 
 impl Task for Identification {
     fn heads(&self) -> Heads {
         Heads {
-            classes: Some(self.classes.len() as i64),
-            classifier_layers: self.options.classifier_layers,
-            mvc: false,
-            explicit_zero: false,
+            classifier: Some(Classifier {
+                classes: self.classes.len() as i64,
+                layers: self.options.classifier_layers,
+            }),
+            ..Heads::default()
         }
     }
 
-    fn trains_head(&self, tensor: &str) -> bool {
-        tensor.starts_with("cls_decoder.")
+    fn purpose(&self) -> Purpose {
+        Purpose::Identification
     }
 
-    fn loss_names(&self) -> &'static [&'static str] {
-        &["cls"]
+    fn terms(&self) -> &[Term] {
+        &[Term {
+            name: "cls",
+            weight: 1.0,
+        }]
     }
 
-    fn loss(&self, model: &Scgpt, batch: &DeviceBatch<'_>, dropout: Dropout) -> Result<LossSums> {
-        let (logits, _) = self.logits(model, batch, dropout)?;
-        let (objective, divisor) = self.loss_sum(&logits, &self.targets(batch)?)?;
-        let parts = vec![objective.shallow_clone()];
+    fn counts(&self, micro: &MicroBatch) -> Result<Vec<f64>> {
+        Ok(vec![self.weight_sum(&self.targets(micro)?)])
+    }
+
+    fn losses(&self, model: &Scgpt, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums> {
+        let (logits, encoded) = self.logits(model, batch, pass)?;
+        let sum = self.loss_sum(&logits, &self.targets(batch.host)?)?;
         Ok(LossSums {
-            objective,
-            divisor,
-            parts,
+            sums: vec![sum],
+            encoded,
         })
     }
 
@@ -211,11 +227,10 @@ impl Task for Identification {
     }
 
     fn evaluate(&self, model: &Scgpt, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()> {
-        let (logits, _) = self.logits(model, batch, Dropout::OFF)?;
-        let targets = self.targets(batch)?;
-        let (loss, divisor) = self.loss_sum(&logits, &targets)?;
-        sums[0] += scalar(&loss)?;
-        sums[1] += divisor;
+        let (logits, _) = self.logits(model, batch, Pass::EVALUATION)?;
+        let targets = self.targets(batch.host)?;
+        sums[0] += scalar(&self.loss_sum(&logits, &targets)?)?;
+        sums[1] += self.weight_sum(&targets);
         let predicted = Vec::<i64>::try_from(&logits.f_argmax(1, false)?.f_to_kind(Kind::Int64)?)?;
         for (truth, guess) in targets.iter().zip(predicted) {
             sums[2 + *truth as usize * self.classes.len() + guess as usize] += 1.0;
@@ -272,6 +287,7 @@ mod tests {
             categories: ["b", "never", "t"].map(String::from).to_vec(),
             train_counts: train.to_vec(),
             valid_counts: valid.to_vec(),
+            all_counts: train.iter().zip(valid).map(|(t, v)| t + v).collect(),
         }
     }
 
@@ -292,6 +308,15 @@ mod tests {
             (weights[0] - 20.0 / 30.0).abs() < 1e-6 && (weights[1] - 2.0).abs() < 1e-6,
             "{weights:?}"
         );
+    }
+
+    #[test]
+    fn the_published_weights_leak_only_when_asked_to() {
+        let labels = labels(&[30, 0, 10], &[0, 0, 20]);
+        let weights = |rule| class_weights(rule, &[0, 2], &labels).unwrap();
+        assert_eq!(weights(ClassWeights::SquaredComplement), [0.0625, 0.5625]);
+        assert_eq!(weights(ClassWeights::SquaredComplementOfAll), [0.25, 0.25]);
+        assert!(class_weights(ClassWeights::None, &[0, 2], &labels).is_none());
     }
 
     #[test]

@@ -3,81 +3,48 @@
 //! Adding a task adds a file here, its name to the configuration's `task.kind`, and a line in
 //! [`build`].
 
+mod batch;
+mod expression;
 mod identification;
-mod masked_expression;
 
+pub use batch::{Batches, DeviceBatch, Staging};
+pub use expression::{Ecs, ExpressionOptions, ExpressionTask};
 pub use identification::{Identification, IdentificationOptions};
-pub use masked_expression::MaskedExpression;
 
-use scpeft_config::{Config, Select, TaskKind};
+use scpeft_config::{Config, TaskKind};
 use scpeft_data::MicroBatch;
-use scpeft_model::backbone::scgpt::{Encoded, Heads, Inputs, Scgpt};
-use scpeft_model::exec::Dropout;
-use tch::{Device, Kind, Tensor};
+use scpeft_model::backbone::scgpt::{Encoded, Heads, Purpose, Scgpt};
+use scpeft_model::exec::Pass;
+use tch::{Kind, Tensor};
 
 use crate::failure::{Failure, Result};
 use crate::scores::Confusion;
+use crate::settings;
 
-/// A micro-batch with its tensors on the device.
-#[derive(Debug)]
-pub struct DeviceBatch<'a> {
-    /// The cells, labels and counts on the host.
-    pub host: &'a MicroBatch,
-    /// Input of the encoder.
-    pub inputs: Inputs,
-    device: Device,
+/// A part of an objective: a sum over cells or tokens, divided by how many of them the whole
+/// global batch has, times a weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Term {
+    /// Name in logs.
+    pub name: &'static str,
+    /// Weight in the objective.
+    pub weight: f64,
 }
 
-impl<'a> DeviceBatch<'a> {
-    /// Copies a micro-batch to `device`.
-    ///
-    /// # Errors
-    /// Only if libtorch fails.
-    pub fn new(host: &'a MicroBatch, pad_id: i32, device: Device) -> Result<Self> {
-        let shape = [host.rows as i64, host.len as i64];
-        let gene_ids = Tensor::f_from_slice(&host.gene_ids)?
-            .f_view(shape)?
-            .f_to_device(device)?;
-        let values = Tensor::f_from_slice(&host.values)?
-            .f_view(shape)?
-            .f_to_device(device)?;
-        let padding = if host.tokens < host.rows * host.len {
-            Some(gene_ids.f_eq(i64::from(pad_id))?)
-        } else {
-            None
-        };
-        Ok(Self {
-            host,
-            inputs: Inputs {
-                gene_ids,
-                values,
-                padding,
-            },
-            device,
-        })
-    }
-
-    /// Unmasked expression bins, f32 `[B, S]`.
-    ///
-    /// # Errors
-    /// Only if libtorch fails.
-    pub fn targets(&self) -> Result<Tensor> {
-        let shape = [self.host.rows as i64, self.host.len as i64];
-        Ok(Tensor::f_from_slice(&self.host.targets)?
-            .f_view(shape)?
-            .f_to_device(self.device)?)
-    }
-}
-
-/// What a micro-batch adds to the objective of its global batch.
+/// What a micro-batch adds to the terms of its global batch.
 #[derive(Debug)]
 pub struct LossSums {
-    /// Sum of the objective over the micro-batch; backward starts here.
-    pub objective: Tensor,
-    /// What the sums are divided by, over the whole global batch.
-    pub divisor: f64,
-    /// Named parts of the objective, for the log, in the order of [`Task::loss_names`].
-    pub parts: Vec<Tensor>,
+    /// One sum per term, in the order of [`Task::terms`].
+    pub sums: Vec<Tensor>,
+    /// The pass that they come from.
+    pub encoded: Encoded,
+}
+
+/// The contrastive objective, which needs the cell embeddings of a whole global batch at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Contrast {
+    /// Weight in the objective.
+    pub weight: f64,
 }
 
 /// A metric and its value.
@@ -107,17 +74,29 @@ pub trait Task: std::fmt::Debug {
     /// The heads that the model needs.
     fn heads(&self) -> Heads;
 
-    /// Whether a head tensor trains (backbone and adapter tensors are the freeze rule's).
-    fn trains_head(&self, tensor: &str) -> bool;
+    /// What trains beside the adapters.
+    fn purpose(&self) -> Purpose;
 
-    /// Names of [`LossSums::parts`].
-    fn loss_names(&self) -> &'static [&'static str];
+    /// The terms of the objective.
+    fn terms(&self) -> &[Term];
 
-    /// The loss of a micro-batch.
+    /// The contrastive objective, if it is one of the task's.
+    fn contrast(&self) -> Option<Contrast> {
+        None
+    }
+
+    /// How many cells, tokens or class weights of a micro-batch each term is a sum over. Known
+    /// before anything is computed, so that ranks can agree on the divisors of a global batch.
+    ///
+    /// # Errors
+    /// When a cell lacks what the task needs.
+    fn counts(&self, micro: &MicroBatch) -> Result<Vec<f64>>;
+
+    /// The terms' sums over a micro-batch.
     ///
     /// # Errors
     /// When libtorch fails or a cell lacks what the task needs.
-    fn loss(&self, model: &Scgpt, batch: &DeviceBatch<'_>, dropout: Dropout) -> Result<LossSums>;
+    fn losses(&self, model: &Scgpt, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums>;
 
     /// Length of the sums that [`Task::evaluate`] adds to.
     fn evaluation_len(&self) -> usize;
@@ -152,6 +131,8 @@ pub struct LabelInfo {
     pub train_counts: Vec<u64>,
     /// Cells of the validation split per category.
     pub valid_counts: Vec<u64>,
+    /// Cells of the corpus per category.
+    pub all_counts: Vec<u64>,
 }
 
 /// The registry of tasks.
@@ -161,41 +142,53 @@ pub struct LabelInfo {
 pub fn build(
     config: &Config,
     labels: &LabelInfo,
+    batches: Option<&Batches>,
     classifier_layers: usize,
     mask_value: f32,
 ) -> Result<Box<dyn Task>> {
-    let select = config.train.select;
-    match config.task.kind {
+    let task = &config.task;
+    let correction = task.kind == TaskKind::BatchCorrection;
+    match task.kind {
         TaskKind::Identification => {
             let options = IdentificationOptions {
                 label: config.data.label.clone().unwrap_or_default(),
-                class_weights: config.task.class_weights,
+                class_weights: task.class_weights,
                 classifier_layers,
-                select,
+                select: config.train.select,
             };
             Ok(Box::new(Identification::for_training(options, labels)?))
         }
-        TaskKind::MaskedExpression => {
-            if !matches!(select, Select::Auto | Select::Loss) {
-                return Err(Failure::config(
-                    "`train.select`: the task `masked-expression` has no classes to score\nhelp: use `loss`",
-                ));
-            }
-            Ok(Box::new(MaskedExpression::new(
-                config.task.mvc,
-                classifier_layers,
+        TaskKind::MaskedExpression | TaskKind::BatchCorrection => {
+            let told = batches.filter(|_| correction);
+            let options = ExpressionOptions {
+                mvc: settings::mvc(config),
+                explicit_zero: task.explicit_zero,
+                ecs: (task.ecs_weight > 0.0).then_some(Ecs {
+                    weight: task.ecs_weight,
+                    threshold: task.ecs_threshold,
+                }),
+                batches: told.map(|b| b.names().len() as i64),
+                dab_weight: if correction { task.dab_weight } else { 0.0 },
+                contrast: (task.cce_weight > 0.0).then_some(Contrast {
+                    weight: task.cce_weight,
+                }),
                 mask_value,
-            )))
+            };
+            if let Some(batches) = told.filter(|b| b.names().len() < 2) {
+                return Err(Failure::data(format!(
+                    "`task.kind = \"batch-correction\"`: the training cells come from {} batch(es), at least 2 are needed",
+                    batches.names().len()
+                )));
+            }
+            Ok(Box::new(ExpressionTask::new(options)))
         }
     }
 }
 
 /// A scalar on the host.
-fn scalar(tensor: &Tensor) -> Result<f64> {
-    Ok(tensor.f_to_kind(Kind::Double)?.f_double_value(&[])?)
-}
-
-/// Runs the encoder of `model` on a batch.
-fn encode(model: &Scgpt, batch: &DeviceBatch<'_>, dropout: Dropout) -> Result<Encoded> {
-    Ok(model.encode(&batch.inputs, dropout)?)
+pub(crate) fn scalar(tensor: &Tensor) -> Result<f64> {
+    Ok(tensor
+        .f_detach()?
+        .f_to_kind(Kind::Double)?
+        .f_double_value(&[])?)
 }

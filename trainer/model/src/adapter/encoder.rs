@@ -1,15 +1,14 @@
-//! ENCODER, the bottleneck adapter (scPEFT; Houlsby et al. 2019): `A(z) = z + fc2(GELU(fc1(z)))`
-//! between the attention half and the feed-forward half of a post-norm block.
+//! ENCODER, the bottleneck adapter (scPEFT): `A(z) = z + fc2(GELU(fc1(z)))` between the attention
+//! half and the feed-forward half of a post-norm block.
 
 use std::collections::BTreeMap;
 
 use tch::Tensor;
 
+use super::bottleneck::Bottleneck;
 use super::{Adapter, BlockShape, LayerSelection};
-use crate::init::Init;
-use crate::ops::Linear;
-use crate::params::{Params, Role, TensorSpec};
-use crate::{Error, Result};
+use crate::Result;
+use crate::params::{Params, TensorSpec};
 
 /// Settings of the ENCODER adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,24 +30,14 @@ pub(super) struct Encoder {
     width: i64,
     skip_connect: bool,
     zero_init: bool,
-    bound: BTreeMap<usize, (Linear, Linear)>,
+    bound: BTreeMap<usize, Bottleneck>,
 }
 
 impl Encoder {
     pub(super) fn new(options: &EncoderOptions, shape: BlockShape) -> Result<Self> {
-        let width = (shape.d_model as f64 * options.mlp_ratio) as i64;
-        if width < 1 {
-            return Err(Error::Setting {
-                setting: "adapter.mlp_ratio",
-                problem: format!(
-                    "{} of d_model {} leaves no bottleneck",
-                    options.mlp_ratio, shape.d_model
-                ),
-            });
-        }
         Ok(Self {
             layers: options.layers.resolve(shape.n_layers)?,
-            width,
+            width: Bottleneck::width(shape.d_model, options.mlp_ratio)?,
             skip_connect: options.skip_connect,
             zero_init: options.zero_init,
             bound: BTreeMap::new(),
@@ -62,50 +51,29 @@ fn prefix(layer: usize) -> String {
 
 impl Adapter for Encoder {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
-        let mut specs = Vec::new();
-        for &layer in &self.layers {
-            let prefix = prefix(layer);
-            specs.extend(Linear::specs(
-                &format!("{prefix}.fc1"),
-                shape.d_model,
-                self.width,
-                true,
-                Role::Adapter,
-            ));
-            let second = Linear::specs(
-                &format!("{prefix}.fc2"),
-                self.width,
-                shape.d_model,
-                true,
-                Role::Adapter,
-            );
-            specs.extend(second.into_iter().map(|mut spec| {
-                if self.zero_init {
-                    spec.init = Init::Zeros;
-                }
-                spec
-            }));
-        }
-        specs
+        let specs = |&layer: &usize| {
+            Bottleneck::specs(&prefix(layer), shape.d_model, self.width, self.zero_init)
+        };
+        self.layers.iter().flat_map(specs).collect()
+    }
+
+    fn layers(&self) -> &[usize] {
+        &self.layers
     }
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            let prefix = prefix(layer);
-            let pair = (
-                Linear::bind(params, &format!("{prefix}.fc1"), true)?,
-                Linear::bind(params, &format!("{prefix}.fc2"), true)?,
-            );
-            self.bound.insert(layer, pair);
+            let bottleneck = Bottleneck::bind(params, &prefix(layer))?;
+            self.bound.insert(layer, bottleneck);
         }
         Ok(())
     }
 
     fn after_attention_norm(&self, layer: usize, h: Tensor) -> Result<Tensor> {
-        let Some((fc1, fc2)) = self.bound.get(&layer) else {
+        let Some(bottleneck) = self.bound.get(&layer) else {
             return Ok(h);
         };
-        let out = fc2.forward(&fc1.forward(&h)?.f_gelu("none")?)?;
+        let out = bottleneck.forward(&h)?;
         Ok(if self.skip_connect {
             h.f_add(&out)?
         } else {

@@ -4,10 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::{Adapter, BlockShape, LayerSelection, QkvProjection};
+use super::{Adapter, BlockShape, LayerSelection, qkv_prefix};
 use crate::init::Init;
+use crate::ops::cast;
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Result};
 
@@ -88,7 +89,7 @@ impl Lora {
     fn spread(&self, lora_b: &Tensor) -> Result<Tensor> {
         let d = lora_b.size()[0] / self.targets.len() as i64;
         let columns = self.r * self.targets.len() as i64;
-        let options = (Kind::Float, lora_b.device());
+        let options = (lora_b.f_kind()?, lora_b.device());
         let mut rows = Vec::with_capacity(Projection::ALL.len());
         for part in Projection::ALL {
             rows.push(match self.targets.iter().position(|&t| t == part) {
@@ -104,10 +105,6 @@ impl Lora {
     }
 }
 
-fn prefix(layer: usize) -> String {
-    format!("transformer_encoder.layers.{layer}.self_attn")
-}
-
 impl Adapter for Lora {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
         let n = self.targets.len() as i64;
@@ -115,17 +112,17 @@ impl Adapter for Lora {
         self.layers
             .iter()
             .flat_map(|&layer| {
-                let prefix = prefix(layer);
+                let prefix = qkv_prefix(layer);
                 [
                     // loralib draws A as a Kaiming-uniform (a = sqrt 5) matrix: bound 1/sqrt(D).
                     TensorSpec::new(
-                        format!("{prefix}.Wqkv.lora_A"),
+                        format!("{prefix}.lora_A"),
                         &[self.r * n, d],
                         Init::linear(d),
                         Role::Adapter,
                     ),
                     TensorSpec::new(
-                        format!("{prefix}.Wqkv.lora_B"),
+                        format!("{prefix}.lora_B"),
                         &[n * d, self.r],
                         Init::Zeros,
                         Role::Adapter,
@@ -141,30 +138,34 @@ impl Adapter for Lora {
         }
         self.layers
             .iter()
-            .map(|&layer| format!("{}.in_proj_bias", prefix(layer)))
+            .map(|layer| format!("transformer_encoder.layers.{layer}.self_attn.in_proj_bias"))
             .collect()
+    }
+
+    fn layers(&self) -> &[usize] {
+        &self.layers
     }
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            let prefix = prefix(layer);
+            let prefix = qkv_prefix(layer);
             let pair = (
-                params.get(&format!("{prefix}.Wqkv.lora_A"))?,
-                params.get(&format!("{prefix}.Wqkv.lora_B"))?,
+                params.get(&format!("{prefix}.lora_A"))?,
+                params.get(&format!("{prefix}.lora_B"))?,
             );
             self.bound.insert(layer, pair);
         }
         Ok(())
     }
 
-    fn qkv(&self, layer: usize, projection: QkvProjection<'_>, qkv: Tensor) -> Result<Tensor> {
+    fn qkv(&self, layer: usize, x: &Tensor, qkv: Tensor) -> Result<Tensor> {
         let Some((lora_a, lora_b)) = self.bound.get(&layer) else {
             return Ok(qkv);
         };
-        let shape = qkv.size();
-        let down = projection.x.f_linear(lora_a, None::<&Tensor>)?; // [B, S, r*n]
+        let (shape, kind) = (qkv.size(), x.f_kind()?);
+        let down = x.f_linear(&cast(lora_a, kind)?, None::<&Tensor>)?; // [B, S, r*n]
         let down = down.f_reshape([-1, self.r * self.targets.len() as i64])?;
-        let up = self.spread(lora_b)?; // [3D, r*n]
+        let up = cast(&self.spread(lora_b)?, kind)?; // [3D, r*n]
         let rows = qkv.f_reshape([-1, shape[2]])?;
         // rows + scale * down @ up^T: the multiply-add writes the scaled sum in one pass.
         let down = down.f_mul_scalar(self.scale)?;

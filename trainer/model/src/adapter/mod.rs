@@ -6,16 +6,28 @@
 //! come from the configuration's `[adapter]` section, its place in the HF PEFT layout from the
 //! trainer's checkpointing.
 
+mod bottleneck;
 mod encoder;
+mod hra;
 mod lora;
+mod mlp;
+mod oft;
+mod prefix;
+mod token;
 
 use tch::Tensor;
 
+use crate::ops::full;
 use crate::params::{Params, TensorSpec};
 use crate::{Error, Result};
 
 pub use encoder::EncoderOptions;
+pub use hra::HraOptions;
 pub use lora::{LoraOptions, Projection};
+pub use mlp::MlpOptions;
+pub use oft::OftOptions;
+pub use prefix::PrefixOptions;
+pub use token::TokenOptions;
 
 /// What an adapter must know of the backbone it attaches to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,23 +36,24 @@ pub struct BlockShape {
     pub n_layers: usize,
     /// Width D.
     pub d_model: i64,
+    /// Whether a value encoder turns expression values into embeddings, as TOKEN needs it.
+    pub continuous_values: bool,
 }
 
-/// The packed query, key and value projection of one block.
-#[derive(Debug, Clone, Copy)]
-pub struct QkvProjection<'a> {
-    /// Input of the projection `[B, S, D]`.
-    pub x: &'a Tensor,
-    /// Packed weight `[3D, D]`, rows q, k, v.
-    pub weight: &'a Tensor,
-    /// Packed bias `[3D]`.
-    pub bias: &'a Tensor,
+/// Prefix of the names of tensors that change the packed projection of block `layer`.
+fn qkv_prefix(layer: usize) -> String {
+    format!("transformer_encoder.layers.{layer}.self_attn.Wqkv")
 }
 
 /// A trainable part attached to some blocks. Every hook defaults to "not attached here".
 pub trait Adapter: std::fmt::Debug + Send {
     /// The adapter's tensors, in a fixed order.
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec>;
+
+    /// The blocks it is attached to; empty when it acts on the embedding alone.
+    fn layers(&self) -> &[usize] {
+        &[]
+    }
 
     /// Names of backbone tensors that train along with the adapter.
     fn unfreezes(&self) -> Vec<String> {
@@ -53,14 +66,58 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// When `params` lacks one of them.
     fn bind(&mut self, params: &Params) -> Result<()>;
 
-    /// Adds to the packed projection of block `layer`.
+    /// The first block whose input is longer by a prefix after position 0, and its length T.
+    fn prefix(&self) -> Option<(usize, i64)> {
+        None
+    }
+
+    /// Transforms value embeddings, before their dropout.
     ///
     /// # Shapes
-    /// `qkv`: `[B, S, 3D]`, already `x W^T + b`; returns the same shape.
+    /// `v`: `[B, S, D]`; returns the same shape.
     ///
     /// # Errors
     /// Only if libtorch fails.
-    fn qkv(&self, _layer: usize, _projection: QkvProjection<'_>, qkv: Tensor) -> Result<Tensor> {
+    fn value_embedding(&self, v: Tensor) -> Result<Tensor> {
+        Ok(v)
+    }
+
+    /// Transforms the input of block `layer`.
+    ///
+    /// # Shapes
+    /// `hidden`: `[B, S, D]`; returns `[B, S + T, D]` where a prefix begins, else the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn before_block(&self, _layer: usize, hidden: Tensor) -> Result<Tensor> {
+        Ok(hidden)
+    }
+
+    /// Transforms the packed projection's weight of block `layer`, in full precision.
+    ///
+    /// # Shapes
+    /// `weight`: `[3D, D]`, rows q, k, v; returns the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn qkv_weight(&self, _layer: usize, weight: Tensor) -> Result<Tensor> {
+        Ok(weight)
+    }
+
+    /// Whether [`Adapter::qkv_weight`] does something at block `layer`.
+    fn changes_qkv_weight(&self, _layer: usize) -> bool {
+        false
+    }
+
+    /// Adds to the packed projection of block `layer`.
+    ///
+    /// # Shapes
+    /// `x`: the projection's input `[B, S, D]`; `qkv`: `[B, S, 3D]`, already `x W^T + b`; returns
+    /// the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn qkv(&self, _layer: usize, _x: &Tensor, qkv: Tensor) -> Result<Tensor> {
         Ok(qkv)
     }
 
@@ -73,6 +130,27 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// Only if libtorch fails.
     fn after_attention_norm(&self, _layer: usize, h: Tensor) -> Result<Tensor> {
         Ok(h)
+    }
+
+    /// Adds to the output of block `layer`.
+    ///
+    /// # Shapes
+    /// `h`: input of the feed-forward half, `y`: output of the block, both `[B, S, D]`; returns the
+    /// same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn after_block(&self, _layer: usize, _h: &Tensor, y: Tensor) -> Result<Tensor> {
+        Ok(y)
+    }
+
+    /// Moves the adapter's tensors to the nearest allowed values, in place. To be called after
+    /// loading and after each update.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn constrain(&self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -122,8 +200,18 @@ impl LayerSelection {
 pub enum AdapterOptions {
     /// Bottleneck after the first norm of a block.
     Encoder(EncoderOptions),
+    /// Bottleneck in parallel with the feed-forward half.
+    Mlp(MlpOptions),
+    /// Bottleneck inside the value encoder.
+    Token(TokenOptions),
+    /// Trainable hidden states after `<cls>`.
+    Prefix(PrefixOptions),
     /// Low-rank update of the packed projection.
     Lora(LoraOptions),
+    /// Householder reflections of the packed projection.
+    Hra(HraOptions),
+    /// Block-diagonal rotation of the packed projection.
+    Oft(OftOptions),
 }
 
 impl AdapterOptions {
@@ -134,7 +222,12 @@ impl AdapterOptions {
     pub fn build(&self, shape: BlockShape) -> Result<Box<dyn Adapter>> {
         Ok(match self {
             Self::Encoder(options) => Box::new(encoder::Encoder::new(options, shape)?),
+            Self::Mlp(options) => Box::new(mlp::Mlp::new(options, shape)?),
+            Self::Token(options) => Box::new(token::Token::new(options, shape)?),
+            Self::Prefix(options) => Box::new(prefix::Prefix::new(options, shape)?),
             Self::Lora(options) => Box::new(lora::Lora::new(options, shape)?),
+            Self::Hra(options) => Box::new(hra::Hra::new(options, shape)?),
+            Self::Oft(options) => Box::new(oft::Oft::new(options, shape)?),
         })
     }
 }
@@ -147,8 +240,20 @@ impl AdapterSet {
     /// Unbound adapters for `options`.
     ///
     /// # Errors
-    /// Settings that do not fit the backbone.
+    /// Settings that do not fit the backbone, or an adapter given twice.
     pub fn build(options: &[AdapterOptions], shape: BlockShape) -> Result<Self> {
+        for (i, option) in options.iter().enumerate() {
+            let kind = std::mem::discriminant(option);
+            if options[..i]
+                .iter()
+                .any(|o| std::mem::discriminant(o) == kind)
+            {
+                return Err(Error::Setting {
+                    setting: "adapter.kind",
+                    problem: "an adapter is named twice".into(),
+                });
+            }
+        }
         options
             .iter()
             .map(|o| o.build(shape))
@@ -174,21 +279,57 @@ impl AdapterSet {
         self.0.iter_mut().try_for_each(|a| a.bind(params))
     }
 
-    pub(crate) fn qkv(
-        &self,
-        layer: usize,
-        projection: QkvProjection<'_>,
-        qkv: Tensor,
-    ) -> Result<Tensor> {
+    /// See [`Adapter::constrain`].
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn constrain(&self) -> Result<()> {
         self.0
             .iter()
-            .try_fold(qkv, |qkv, a| a.qkv(layer, projection, qkv))
+            .try_for_each(|a| tch::no_grad(|| a.constrain()))
+    }
+
+    /// Whether an adapter is attached to block `layer`.
+    pub(crate) fn attached(&self, layer: usize) -> bool {
+        self.0.iter().any(|a| a.layers().contains(&layer))
+    }
+
+    /// First block with a prefix, and the prefix's length.
+    pub(crate) fn prefix(&self) -> Option<(usize, i64)> {
+        self.0.iter().find_map(|a| a.prefix())
+    }
+
+    pub(crate) fn value_embedding(&self, v: Tensor) -> Result<Tensor> {
+        self.0.iter().try_fold(v, |v, a| a.value_embedding(v))
+    }
+
+    pub(crate) fn before_block(&self, layer: usize, hidden: Tensor) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(hidden, |hidden, a| a.before_block(layer, hidden))
+    }
+
+    pub(crate) fn qkv_weight(&self, layer: usize, weight: &Tensor) -> Result<Tensor> {
+        if !self.0.iter().any(|a| a.changes_qkv_weight(layer)) {
+            return Ok(weight.shallow_clone());
+        }
+        self.0
+            .iter()
+            .try_fold(full(weight)?, |weight, a| a.qkv_weight(layer, weight))
+    }
+
+    pub(crate) fn qkv(&self, layer: usize, x: &Tensor, qkv: Tensor) -> Result<Tensor> {
+        self.0.iter().try_fold(qkv, |qkv, a| a.qkv(layer, x, qkv))
     }
 
     pub(crate) fn after_attention_norm(&self, layer: usize, h: Tensor) -> Result<Tensor> {
         self.0
             .iter()
             .try_fold(h, |h, a| a.after_attention_norm(layer, h))
+    }
+
+    pub(crate) fn after_block(&self, layer: usize, h: &Tensor, y: Tensor) -> Result<Tensor> {
+        self.0.iter().try_fold(y, |y, a| a.after_block(layer, h, y))
     }
 }
 

@@ -1,0 +1,237 @@
+//! The names that keys choose from.
+
+use serde::{Deserialize, Serialize};
+use toml::Value;
+
+use crate::field::{Field, Mismatch, choice};
+
+choice! {
+    /// Where the tensors live.
+    DeviceChoice {
+        /// CUDA when the libtorch build and the machine have it, otherwise the CPU.
+        Auto = "auto",
+        /// The CPU.
+        Cpu = "cpu",
+        /// CUDA; an error when there is none.
+        Cuda = "cuda",
+    }
+}
+
+choice! {
+    /// Which name of a gene is looked up in the backbone's vocabulary.
+    GeneKey {
+        /// The one that finds more genes.
+        Auto = "auto",
+        /// The gene symbol.
+        Symbol = "symbol",
+        /// The Ensembl id.
+        Ensembl = "ensembl",
+    }
+}
+
+choice! {
+    /// Backbone architectures.
+    Architecture {
+        /// scGPT: gene and value embeddings, post-norm transformer blocks.
+        Scgpt = "scgpt",
+    }
+}
+
+choice! {
+    /// How a backbone without a weights directory gets its weights.
+    Init {
+        /// Drawn from the seed.
+        Random = "random",
+    }
+}
+
+choice! {
+    /// Adapter kinds.
+    AdapterKind {
+        /// No adapter.
+        None = "none",
+        /// A bottleneck after the attention half of each chosen layer.
+        Encoder = "encoder",
+        /// Low-rank updates of the packed query, key and value projection.
+        Lora = "lora",
+        /// A bottleneck on the value embeddings.
+        Token = "token",
+        /// Trainable hidden states after `<cls>`.
+        Prefix = "prefix",
+        /// `encoder` and `token` together.
+        Hybrid = "hybrid",
+        /// A bottleneck in parallel with the feed-forward half of each chosen layer.
+        Mlp = "mlp",
+        /// Householder reflections of the query, key and value projection.
+        Hra = "hra",
+        /// Block-diagonal rotations of the query, key and value projection.
+        Oft = "oft",
+    }
+}
+
+choice! {
+    /// Rules that choose layers without naming them.
+    LayerRule {
+        /// The first half of the layers (rounded down).
+        FirstHalf = "first-half",
+        /// Every layer.
+        All = "all",
+    }
+}
+
+choice! {
+    /// Parts of the packed attention projection.
+    Target {
+        /// Query.
+        Q = "q",
+        /// Key.
+        K = "k",
+        /// Value.
+        V = "v",
+    }
+}
+
+choice! {
+    /// What is learned.
+    TaskKind {
+        /// Cell-type identification from a labelled obs column.
+        Identification = "identification",
+        /// Prediction of masked expression values; needs no labels.
+        MaskedExpression = "masked-expression",
+        /// Masked expression that is told the batch of a cell and learns to forget it.
+        BatchCorrection = "batch-correction",
+    }
+}
+
+choice! {
+    /// How gene and cell embedding meet in the prediction from the cell embedding.
+    MvcStyle {
+        /// Inner product of a projected gene query with the cell.
+        InnerProduct = "inner-product",
+        /// The same without a gradient into the gene embeddings.
+        InnerProductDetached = "inner-product-detached",
+        /// A small network on both, side by side.
+        ConcatQuery = "concat-query",
+        /// A small network on their sum.
+        SumQuery = "sum-query",
+    }
+}
+
+choice! {
+    /// Number formats.
+    Precision {
+        /// f32 everywhere.
+        F32 = "f32",
+        /// Frozen weights and activations in bf16; trainable tensors, norms and losses in f32.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// What an expression value becomes.
+    ValueStyle {
+        /// The number goes through two linear layers and a norm.
+        Continuous = "continuous",
+        /// Each bin has its own embedding.
+        Category = "category",
+        /// The gene embedding times the number.
+        Scaling = "scaling",
+    }
+}
+
+choice! {
+    /// What stands for a cell.
+    CellStyle {
+        /// The state of the `<cls>` token.
+        Cls = "cls",
+        /// The mean over all positions, padding included.
+        AveragePool = "average-pool",
+        /// The sum weighted by the values, of length 1.
+        WeightedPool = "weighted-pool",
+    }
+}
+
+choice! {
+    /// The norm between embedding and layers.
+    EmbeddingNorm {
+        /// None.
+        None = "none",
+        /// Batch norm with weight and bias.
+        Batch = "batch",
+        /// A batch norm for each value of `data.batch`.
+        Domain = "domain",
+    }
+}
+
+choice! {
+    /// Which training cells an epoch draws.
+    Sampler {
+        /// Every cell once.
+        Uniform = "uniform",
+        /// As many cells as there are, drawn with replacement, each class equally often.
+        ClassBalanced = "class-balanced",
+    }
+}
+
+choice! {
+    /// Which parameters are trained.
+    Trainable {
+        /// The adapters and the head of the task.
+        Adapter = "adapter",
+        /// The head of the task alone.
+        Head = "head",
+        /// Everything: pretraining, or full fine-tuning.
+        All = "all",
+    }
+}
+
+choice! {
+    /// Weights of the classes in the identification loss.
+    ClassWeights {
+        /// All equal.
+        None = "none",
+        /// Inversely proportional to the class's share of the training cells.
+        InverseFrequency = "inverse-frequency",
+        /// `(1 - share)^2`, from the shares of the training cells.
+        SquaredComplement = "squared-complement",
+        /// The same from the shares of all cells of the corpus, test cells included, as in the
+        /// published code: to compare with its figures only.
+        SquaredComplementOfAll = "squared-complement-of-all",
+    }
+}
+
+choice! {
+    /// Optimizers.
+    Optimizer {
+        /// Adam; weight decay is added to the gradient.
+        Adam = "adam",
+        /// AdamW; weight decay is decoupled from the gradient.
+        AdamW = "adamw",
+    }
+}
+
+choice! {
+    /// Learning-rate schedules after the warm-up.
+    Schedule {
+        /// Stays at `lr`.
+        Constant = "constant",
+        /// Multiplied by `step_gamma` after each epoch.
+        Step = "step",
+        /// Cosine from `lr` to `min_lr_ratio * lr` at the last step.
+        Cosine = "cosine",
+    }
+}
+
+choice! {
+    /// The validation metric that selects the best checkpoint.
+    Select {
+        /// `loss`.
+        Auto = "auto",
+        /// Lowest validation loss.
+        Loss = "loss",
+        /// Highest macro F1 (identification only).
+        MacroF1 = "macro_f1",
+        /// Highest balanced accuracy (identification only).
+        BalancedAccuracy = "balanced_accuracy",
+    }
+}

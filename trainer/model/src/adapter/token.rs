@@ -1,0 +1,64 @@
+//! TOKEN (scPEFT's gene token prompt): one bottleneck with skip inside the continuous value
+//! encoder, after its norm and before its dropout. Despite the name it acts on value embeddings.
+
+use tch::Tensor;
+
+use super::bottleneck::Bottleneck;
+use super::{Adapter, BlockShape};
+use crate::params::{Params, TensorSpec};
+use crate::{Error, Result};
+
+const PREFIX: &str = "value_encoder.adapter";
+
+/// Settings of the TOKEN adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenOptions {
+    /// Bottleneck width as a share of D (truncated); published default 1 (0.25 in the paper's
+    /// variant and in HYBRID).
+    pub mlp_ratio: f64,
+    /// Start `fc2` at zero, so that training starts from the pretrained function.
+    pub zero_init: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Token {
+    width: i64,
+    zero_init: bool,
+    bound: Option<Bottleneck>,
+}
+
+impl Token {
+    pub(super) fn new(options: &TokenOptions, shape: BlockShape) -> Result<Self> {
+        if !shape.continuous_values {
+            return Err(Error::Setting {
+                setting: "adapter.kind",
+                problem: "`token` sits inside the continuous value encoder, which this backbone \
+                          does not have (its values are categories or scale the gene embedding)"
+                    .into(),
+            });
+        }
+        Ok(Self {
+            width: Bottleneck::width(shape.d_model, options.mlp_ratio)?,
+            zero_init: options.zero_init,
+            bound: None,
+        })
+    }
+}
+
+impl Adapter for Token {
+    fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
+        Bottleneck::specs(PREFIX, shape.d_model, self.width, self.zero_init)
+    }
+
+    fn bind(&mut self, params: &Params) -> Result<()> {
+        self.bound = Some(Bottleneck::bind(params, PREFIX)?);
+        Ok(())
+    }
+
+    fn value_embedding(&self, v: Tensor) -> Result<Tensor> {
+        match &self.bound {
+            Some(bottleneck) => Ok(v.f_add(&bottleneck.forward(&v)?)?),
+            None => Ok(v),
+        }
+    }
+}

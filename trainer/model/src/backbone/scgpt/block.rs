@@ -1,0 +1,114 @@
+//! The post-norm transformer block and the stack of them.
+
+use tch::Tensor;
+
+use super::Shape;
+use crate::Result;
+use crate::adapter::AdapterSet;
+use crate::attention::SelfAttention;
+use crate::exec::{BlockContext, Stack};
+use crate::ops::{LayerNorm, Linear};
+use crate::params::{Params, Role, TensorSpec};
+
+/// `h = LN1(x + attention(x))`, `y = LN2(h + FF(h))`, ReLU inside FF.
+#[derive(Debug)]
+struct PostNormBlock {
+    attention: SelfAttention,
+    linear1: Linear,
+    linear2: Linear,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+}
+
+/// The blocks with the adapters attached to them.
+#[derive(Debug)]
+pub(super) struct Blocks {
+    blocks: Vec<PostNormBlock>,
+    pub(super) adapters: AdapterSet,
+}
+
+fn prefix(layer: usize) -> String {
+    format!("transformer_encoder.layers.{layer}")
+}
+
+impl Blocks {
+    pub(super) fn specs(shape: Shape) -> Vec<TensorSpec> {
+        let Shape { d_model, d_hid, .. } = shape;
+        let role = Role::Backbone;
+        let mut specs = Vec::new();
+        for layer in 0..shape.n_layers {
+            let prefix = prefix(layer);
+            let name = |part: &str| format!("{prefix}.{part}");
+            specs.extend(SelfAttention::specs(&name("self_attn"), d_model));
+            specs.extend(Linear::specs(&name("linear1"), d_model, d_hid, true, role));
+            specs.extend(Linear::specs(&name("linear2"), d_hid, d_model, true, role));
+            specs.extend(LayerNorm::specs(&name("norm1"), d_model, role));
+            specs.extend(LayerNorm::specs(&name("norm2"), d_model, role));
+        }
+        specs
+    }
+
+    pub(super) fn bind(params: &Params, shape: Shape, adapters: AdapterSet) -> Result<Self> {
+        let block = |layer| {
+            let prefix = prefix(layer);
+            let name = |part: &str| format!("{prefix}.{part}");
+            Ok(PostNormBlock {
+                attention: SelfAttention::bind(params, &name("self_attn"), shape.n_heads)?,
+                linear1: Linear::bind(params, &name("linear1"), true)?,
+                linear2: Linear::bind(params, &name("linear2"), true)?,
+                norm1: LayerNorm::bind(params, &name("norm1"))?,
+                norm2: LayerNorm::bind(params, &name("norm2"))?,
+            })
+        };
+        Ok(Self {
+            blocks: (0..shape.n_layers).map(block).collect::<Result<_>>()?,
+            adapters,
+        })
+    }
+
+    /// Products of queries and keys of block `layer` on its input: `[B, S, D]` to `[B, H, S, S]`.
+    pub(super) fn raw_scores(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        let hidden = self.adapters.before_block(layer, hidden.shallow_clone())?;
+        self.blocks[layer]
+            .attention
+            .raw_scores(layer, &hidden, &self.adapters)
+    }
+}
+
+impl Stack for Blocks {
+    fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn trains(&self, layer: usize) -> bool {
+        let block = &self.blocks[layer];
+        self.adapters.attached(layer)
+            || block.attention.trains()
+            || block.linear1.trains()
+            || block.linear2.trains()
+            || block.norm1.trains()
+            || block.norm2.trains()
+    }
+
+    fn block(&self, layer: usize, hidden: &Tensor, context: &BlockContext) -> Result<Tensor> {
+        let (block, adapters) = (&self.blocks[layer], &self.adapters);
+        let dropout = context.pass.dropout;
+        context.seed_block(layer);
+        let x = adapters.before_block(layer, hidden.shallow_clone())?;
+        let prefixed = adapters.prefix().is_some_and(|(first, _)| layer >= first);
+        let keep = if prefixed {
+            context.keep_prefixed.as_ref()
+        } else {
+            context.keep.as_ref()
+        };
+        let attended = block
+            .attention
+            .forward(layer, &x, keep, adapters, dropout.attention)?;
+        let h = block.norm1.forward(&x.f_add(&dropout.apply(attended)?)?)?;
+        let h = adapters.after_attention_norm(layer, h)?;
+        let inner = dropout.apply(block.linear1.forward(&h)?.f_relu()?)?;
+        let fed = dropout.apply(block.linear2.forward(&inner)?)?;
+        let y = block.norm2.forward(&h.f_add(&fed)?)?;
+        adapters.after_block(layer, &h, y)
+    }
+}

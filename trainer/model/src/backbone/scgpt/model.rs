@@ -1,0 +1,287 @@
+use std::rc::Rc;
+
+use tch::{Kind, Tensor};
+
+use super::block::Blocks;
+use super::values::ValueEncoder;
+use super::{Blueprint, CellStyle, HeadSet, InputOptions, Shape};
+use crate::exec::{BlockContext, Executor, ExecutorKind, Pass, Stack, Tape};
+use crate::norm::{EmbeddingNorm, Observed};
+use crate::ops::{LayerNorm, cast, full};
+use crate::params::{Params, Role, TensorSpec};
+use crate::{Error, Init, Result, device, loss, ranks};
+
+const PERTURBATION: &str = "pert_encoder.weight";
+/// Flags of a gene: untouched, perturbed, and the third that the published table has.
+const FLAGS: i64 = 3;
+
+/// The embedding of perturbation flags. The row of flag `pad` starts, and stays, at zero; the
+/// published checkpoints hold no such tensor, so it belongs to the heads.
+pub(super) fn perturbation_spec(d_model: i64, pad: i64) -> TensorSpec {
+    let init = Init::NormalButRow {
+        row: pad as usize,
+        width: d_model as usize,
+    };
+    TensorSpec::new(PERTURBATION.into(), &[FLAGS, d_model], init, Role::Head).in_full_precision()
+}
+
+/// A micro-batch on the device.
+#[derive(Debug)]
+pub struct Inputs {
+    /// Gene token ids: i32 or i64 `[B, S]`.
+    pub gene_ids: Tensor,
+    /// Expression bins, mask and pad values included: f32 `[B, S]`.
+    pub values: Tensor,
+    /// True where the token is padding: bool `[B, S]`; `None` when nothing is padded.
+    pub padding: Option<Tensor>,
+    /// Batch of each cell: i64 `[B]`, for models that are told of it.
+    pub batch_labels: Option<Tensor>,
+    /// Domain of all cells, for the domain-specific batch norm.
+    pub domain: Option<usize>,
+    /// Perturbation flag of each gene: i64 `[B, S]`, for the generator.
+    pub perturbation: Option<Tensor>,
+}
+
+impl Inputs {
+    /// Genes and values without anything else.
+    pub fn new(gene_ids: Tensor, values: Tensor, padding: Option<Tensor>) -> Self {
+        Self {
+            gene_ids,
+            values,
+            padding,
+            batch_labels: None,
+            domain: None,
+            perturbation: None,
+        }
+    }
+}
+
+/// The encoder's output.
+#[derive(Debug)]
+pub struct Encoded {
+    /// Token states `[B, S, D]`.
+    pub hidden: Tensor,
+    /// Normalised gene embeddings `[B, S, D]`, input of the MVC head.
+    pub genes: Tensor,
+    /// The cell embedding `[B, D]`, in full precision.
+    pub cell: Tensor,
+    /// What the backward pass needs beyond autograd: whoever calls backward on a loss of this
+    /// output calls [`Tape::backward`] afterwards.
+    pub tape: Option<Tape>,
+    /// What a batch norm saw in a training pass.
+    pub observed: Option<Observed>,
+}
+
+/// The bound model.
+#[derive(Debug)]
+pub struct Scgpt {
+    shape: Shape,
+    inputs: InputOptions,
+    embedding: Tensor,
+    gene_norm: LayerNorm,
+    values: ValueEncoder,
+    perturbation: Option<Tensor>,
+    norm: Option<EmbeddingNorm>,
+    blocks: Rc<Blocks>,
+    executor: Box<dyn Executor>,
+    /// The heads.
+    pub heads: HeadSet,
+}
+
+impl Scgpt {
+    /// Binds a model to its tensors.
+    ///
+    /// # Errors
+    /// When `params` was not built from the blueprint's specs.
+    pub fn bind(blueprint: &Blueprint, params: &Params, executor: ExecutorKind) -> Result<Self> {
+        let Blueprint {
+            shape,
+            inputs,
+            heads,
+            ..
+        } = *blueprint;
+        let mut adapters = blueprint.block_adapters()?;
+        adapters.bind(params)?;
+        adapters.constrain()?;
+        Ok(Self {
+            shape,
+            inputs,
+            embedding: params.get("encoder.embedding.weight")?,
+            gene_norm: LayerNorm::bind(params, "encoder.enc_norm")?,
+            values: ValueEncoder::bind(params, inputs.values)?,
+            perturbation: match inputs.perturbation_pad {
+                Some(_) => Some(params.get(PERTURBATION)?),
+                None => None,
+            },
+            norm: EmbeddingNorm::bind(params, inputs.norm)?,
+            blocks: Rc::new(Blocks::bind(params, shape, adapters)?),
+            executor: executor.build(),
+            heads: HeadSet::bind(params, heads)?,
+        })
+    }
+
+    /// Moves adapters to the nearest allowed values; after loading and after each update.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn constrain(&self) -> Result<()> {
+        self.blocks.adapters.constrain()
+    }
+
+    /// The norm between embedding and blocks, whose running statistics the trainer updates.
+    pub fn norm(&self) -> Option<&EmbeddingNorm> {
+        self.norm.as_ref()
+    }
+
+    /// Runs the encoder.
+    ///
+    /// # Shapes
+    /// See [`Inputs`] and [`Encoded`]; position 0 of every cell is `<cls>`.
+    ///
+    /// # Errors
+    /// When `inputs` lacks what the model needs, or libtorch fails.
+    pub fn encode(&self, inputs: &Inputs, pass: Pass) -> Result<Encoded> {
+        let (embedded, genes, observed) = self.embed(inputs, pass)?;
+        let context = self.context(inputs, pass)?;
+        let stack: Rc<dyn Stack> = Rc::clone(&self.blocks) as Rc<dyn Stack>;
+        let mut run = self.executor.run(&stack, embedded, context)?;
+        let genes = match &mut run.tape {
+            Some(tape) => tape.hold(genes)?,
+            None => genes,
+        };
+        let hidden = match self.blocks.adapters.prefix() {
+            Some((_, length)) => strip_prefix(&run.hidden, length)?,
+            None => run.hidden,
+        };
+        let cell = self.cell(&hidden, &inputs.values)?;
+        Ok(Encoded {
+            hidden,
+            genes,
+            cell,
+            tape: run.tape,
+            observed,
+        })
+    }
+
+    /// Embedded tokens, gene embeddings, and what the norm saw.
+    fn embed(&self, inputs: &Inputs, pass: Pass) -> Result<(Tensor, Tensor, Option<Observed>)> {
+        if pass.dropout.residual > 0.0 {
+            device::seed_dropout(device::mix(pass.seed, 0));
+        }
+        let pad = self.shape.pad_id;
+        let genes = Tensor::f_embedding(&self.embedding, &inputs.gene_ids, pad, false, false)?;
+        let genes = self.gene_norm.forward(&genes)?;
+        let adapters = &self.blocks.adapters;
+        let mut x = self
+            .values
+            .combine(&genes, &inputs.values, adapters, pass.dropout)?;
+        if let (Some(table), Some(pad)) = (&self.perturbation, self.inputs.perturbation_pad) {
+            let flags = inputs.perturbation.as_ref().ok_or(Error::MissingInput {
+                what: "perturbation flags",
+            })?;
+            let flags = Tensor::f_embedding(table, flags, pad, false, false)?;
+            x = x.f_add(&cast(&flags, x.f_kind()?)?)?;
+        }
+        let Some(norm) = &self.norm else {
+            return Ok((x, genes, None));
+        };
+        let (x, observed) = norm.forward(&x, inputs.domain, pass)?;
+        Ok((x, genes, observed))
+    }
+
+    fn context(&self, inputs: &Inputs, pass: Pass) -> Result<BlockContext> {
+        let keep = match &inputs.padding {
+            Some(padding) => Some(padding.f_logical_not()?.f_unsqueeze(1)?.f_unsqueeze(1)?),
+            None => None,
+        };
+        let keep_prefixed = match (&keep, self.blocks.adapters.prefix()) {
+            (Some(keep), Some((_, length))) => {
+                let (batch, seq) = inputs.gene_ids.size2()?;
+                let own = Tensor::f_ones([batch, 1, 1, length], (Kind::Bool, keep.device()))?;
+                let (cls, genes) = (keep.f_narrow(3, 0, 1)?, keep.f_narrow(3, 1, seq - 1)?);
+                Some(Tensor::f_cat(&[cls, own, genes], 3)?)
+            }
+            _ => None,
+        };
+        Ok(BlockContext {
+            keep,
+            keep_prefixed,
+            pass,
+        })
+    }
+
+    fn cell(&self, hidden: &Tensor, values: &Tensor) -> Result<Tensor> {
+        match self.inputs.cell {
+            CellStyle::Cls => full(&hidden.f_select(1, 0)?),
+            CellStyle::AveragePool => Ok(full(hidden)?.f_mean_dim(1, false, None::<Kind>)?),
+            CellStyle::WeightedPool => {
+                let hidden = full(hidden)?;
+                let weights = cast(values, hidden.f_kind()?)?.f_unsqueeze(1)?; // [B, 1, S]
+                loss::normalize(&weights.f_bmm(&hidden)?.f_squeeze_dim(1)?)
+            }
+        }
+    }
+
+    /// Attention ranks of `<cls>` at block `layer`, a marker-gene statistic (scPEFT): products of
+    /// queries and keys, ranked along each row and these ranks along each column, as shares; mean
+    /// over heads of the row of `<cls>`. Computed in full precision, cell by cell.
+    ///
+    /// # Shapes
+    /// Returns f32 `[B, S - 1]`, one value per token but `<cls>`.
+    ///
+    /// # Errors
+    /// When there is no such block, or libtorch fails.
+    pub fn attention_ranks(&self, inputs: &Inputs, layer: usize) -> Result<Tensor> {
+        let raw = self.raw_scores(inputs, layer)?;
+        ranks::cls_ranks(&raw)
+    }
+
+    /// Products of queries and keys of block `layer`: `[B, H, S, S]`, the positions of a prefix
+    /// left out; evaluation mode, no gradient.
+    ///
+    /// # Errors
+    /// When there is no such block, or libtorch fails.
+    pub fn raw_scores(&self, inputs: &Inputs, layer: usize) -> Result<Tensor> {
+        if layer >= self.shape.n_layers {
+            return Err(Error::Setting {
+                setting: "layer",
+                problem: format!(
+                    "block {layer} is asked for, the backbone has blocks 0 to {}",
+                    self.shape.n_layers - 1
+                ),
+            });
+        }
+        tch::no_grad(|| {
+            let hidden = self.before_block(inputs, layer)?;
+            let raw = self.blocks.raw_scores(layer, &hidden)?;
+            match self.blocks.adapters.prefix() {
+                Some((first, length)) if first <= layer => {
+                    let rows = strip_dim(&raw, 2, length)?;
+                    strip_dim(&rows, 3, length)
+                }
+                _ => Ok(raw),
+            }
+        })
+    }
+
+    /// Hidden states that enter block `layer`.
+    fn before_block(&self, inputs: &Inputs, layer: usize) -> Result<Tensor> {
+        let (embedded, _, _) = self.embed(inputs, Pass::EVALUATION)?;
+        let context = self.context(inputs, Pass::EVALUATION)?;
+        (0..layer).try_fold(embedded, |hidden, layer| {
+            self.blocks.block(layer, &hidden, &context)
+        })
+    }
+}
+
+/// Hidden states without the prefix after position 0.
+fn strip_prefix(hidden: &Tensor, length: i64) -> Result<Tensor> {
+    strip_dim(hidden, 1, length)
+}
+
+fn strip_dim(x: &Tensor, dim: i64, length: i64) -> Result<Tensor> {
+    let size = x.size()[dim as usize];
+    let first = x.f_narrow(dim, 0, 1)?;
+    let rest = x.f_narrow(dim, 1 + length, size - 1 - length)?;
+    Ok(Tensor::f_cat(&[first, rest], dim)?)
+}

@@ -1,0 +1,155 @@
+//! Executors: how a stack of blocks is run, forward and backward.
+//!
+//! A backbone hands its blocks over as a [`Stack`]. An [`Executor`] runs them and returns what is
+//! needed to run them backward: [`Plain`] leaves that to autograd, [`Recompute`] keeps a [`Tape`].
+//! Whoever calls backward on a loss calls [`Tape::backward`] after it.
+
+mod plain;
+mod recompute;
+
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use crate::{Result, device};
+
+pub use plain::Plain;
+pub use recompute::{Recompute, Tape};
+
+/// The blocks of a backbone with the adapters attached to them.
+pub trait Stack: std::fmt::Debug {
+    /// Number of blocks L.
+    fn n_blocks(&self) -> usize;
+
+    /// Whether block `layer` has tensors that want a gradient.
+    fn trains(&self, layer: usize) -> bool;
+
+    /// Runs block `layer` on hidden states `[B, S, D]`; returns hidden states, longer by the prefix
+    /// where a PREFIX adapter begins.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn block(&self, layer: usize, hidden: &Tensor, context: &BlockContext) -> Result<Tensor>;
+}
+
+/// What every block of one forward pass shares.
+#[derive(Debug)]
+pub struct BlockContext {
+    /// Bool `[B, 1, 1, S]`, true where the key is no padding; `None` when nothing is padded.
+    pub keep: Option<Tensor>,
+    /// The same with the columns of a prefix after position 0.
+    pub keep_prefixed: Option<Tensor>,
+    /// The pass.
+    pub pass: Pass,
+}
+
+impl BlockContext {
+    /// Draws dropout masks of block `layer` from a seed of its own, so that a block run twice
+    /// draws the same ones.
+    pub(crate) fn seed_block(&self, layer: usize) {
+        if self.pass.dropout != Dropout::OFF {
+            device::seed_dropout(device::mix(self.pass.seed, layer as u64 + 1));
+        }
+    }
+
+    fn shallow_clone(&self) -> Self {
+        let clone = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
+        Self {
+            keep: clone(&self.keep),
+            keep_prefixed: clone(&self.keep_prefixed),
+            pass: self.pass,
+        }
+    }
+}
+
+/// One pass through a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pass {
+    /// Batch norms use the statistics of the batch, and a backward pass may follow.
+    pub training: bool,
+    /// Dropout rates.
+    pub dropout: Dropout,
+    /// Seed of the dropout masks.
+    pub seed: u64,
+}
+
+impl Pass {
+    /// Evaluation: no dropout, running statistics, no backward pass.
+    pub const EVALUATION: Self = Self {
+        training: false,
+        dropout: Dropout::OFF,
+        seed: 0,
+    };
+
+    /// A training pass.
+    pub fn training(dropout: Dropout, seed: u64) -> Self {
+        Self {
+            training: true,
+            dropout,
+            seed,
+        }
+    }
+}
+
+/// Dropout rates of one pass; both zero in evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    /// On residual branches, feed-forward activations and value embeddings.
+    pub residual: f64,
+    /// On attention probabilities.
+    pub attention: f64,
+}
+
+impl Dropout {
+    /// No dropout: evaluation.
+    pub const OFF: Self = Self {
+        residual: 0.0,
+        attention: 0.0,
+    };
+
+    /// `x` after residual dropout.
+    pub(crate) fn apply(self, x: Tensor) -> Result<Tensor> {
+        if self.residual == 0.0 {
+            return Ok(x);
+        }
+        Ok(x.f_dropout(self.residual, true)?)
+    }
+}
+
+/// What a stack made of its input.
+#[derive(Debug)]
+pub struct Run {
+    /// Hidden states after the last block.
+    pub hidden: Tensor,
+    /// What the backward pass needs beyond autograd.
+    pub tape: Option<Tape>,
+}
+
+/// Runs a stack of blocks.
+pub trait Executor: std::fmt::Debug {
+    /// Runs the blocks in order on `hidden` `[B, S, D]`.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn run(&self, stack: &Rc<dyn Stack>, hidden: Tensor, context: BlockContext) -> Result<Run>;
+}
+
+/// The kinds of executor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ExecutorKind {
+    /// Autograd keeps what the backward pass needs.
+    #[default]
+    Plain,
+    /// Blocks that need a backward pass are run a second time for it.
+    Recompute,
+}
+
+impl ExecutorKind {
+    /// The executor.
+    pub fn build(self) -> Box<dyn Executor> {
+        match self {
+            Self::Plain => Box::new(Plain),
+            Self::Recompute => Box::new(Recompute),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+use std::rc::Rc;
+
+use tch::Tensor;
+
+use super::{BlockContext, Executor, Run, Stack};
+use crate::{Error, Result};
+
+/// Activation recomputation per block (Chen et al. 2016): forward keeps the input of each block
+/// only; backward runs a block again, with its graph, when its turn comes. One more forward pass of
+/// the trained blocks buys the memory of all but one block's activations. Gradients are bitwise
+/// those of [`super::Plain`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recompute;
+
+impl Executor for Recompute {
+    fn run(&self, stack: &Rc<dyn Stack>, hidden: Tensor, context: BlockContext) -> Result<Run> {
+        let n_blocks = stack.n_blocks();
+        let first = if hidden.requires_grad() {
+            0
+        } else {
+            (0..n_blocks)
+                .find(|&layer| stack.trains(layer))
+                .unwrap_or(n_blocks)
+        };
+        // Without a backward pass ahead there is nothing to keep.
+        if !context.pass.training || first == n_blocks {
+            return super::Plain.run(stack, hidden, context);
+        }
+        let mut inputs = Vec::with_capacity(n_blocks - first);
+        let mut x = hidden.f_detach()?;
+        for layer in 0..n_blocks {
+            let y = tch::no_grad(|| stack.block(layer, &x, &context))?;
+            if layer >= first {
+                inputs.push(x);
+            }
+            x = y;
+        }
+        let output = x.f_detach()?.f_set_requires_grad(true)?;
+        Ok(Run {
+            hidden: output.shallow_clone(),
+            tape: Some(Tape {
+                stack: Rc::clone(stack),
+                context: context.shallow_clone(),
+                first,
+                inputs,
+                embedded: hidden,
+                output,
+                held: Vec::new(),
+            }),
+        })
+    }
+}
+
+/// The inputs of the blocks of one pass, for its backward pass.
+#[derive(Debug)]
+pub struct Tape {
+    stack: Rc<dyn Stack>,
+    context: BlockContext,
+    first: usize,
+    inputs: Vec<Tensor>,
+    embedded: Tensor,
+    output: Tensor,
+    held: Vec<(Tensor, Tensor)>,
+}
+
+impl Tape {
+    /// A stand-in for `x`, a tensor that shares its graph with the embeddings and that the loss
+    /// uses directly. Its gradient joins that of the embeddings, so that their common graph is run
+    /// backward once.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn hold(&mut self, x: Tensor) -> Result<Tensor> {
+        if !x.requires_grad() {
+            return Ok(x);
+        }
+        let leaf = x.f_detach()?.f_set_requires_grad(true)?;
+        self.held.push((x, leaf.shallow_clone()));
+        Ok(leaf)
+    }
+
+    /// Carries the gradient that a loss left on the hidden states through the blocks, last to
+    /// first, and on into the embeddings where these train. Call it once, after the backward pass
+    /// of the loss.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn backward(mut self) -> Result<()> {
+        let mut objective: Option<Tensor> = None;
+        let held = std::mem::take(&mut self.held);
+        for (x, leaf) in &held {
+            if let Some(gradient) = gradient_of(leaf)? {
+                objective = Some(plus(objective, pull(x, &gradient)?)?);
+            }
+        }
+        let embedded = self.embedded.shallow_clone();
+        if let Some(gradient) = gradient_of(&self.output)?
+            && let Some(gradient) = self.through_blocks(gradient)?
+        {
+            objective = Some(plus(objective, pull(&embedded, &gradient)?)?);
+        }
+        match objective {
+            Some(objective) => Ok(objective.f_backward()?),
+            None => Ok(()),
+        }
+    }
+
+    /// The gradient at the embeddings, where these want one.
+    fn through_blocks(self, mut gradient: Tensor) -> Result<Option<Tensor>> {
+        for (i, input) in self.inputs.into_iter().enumerate().rev() {
+            let layer = self.first + i;
+            let wants_gradient = i > 0 || self.embedded.requires_grad();
+            let x = input.f_set_requires_grad(wants_gradient)?;
+            let y = self.stack.block(layer, &x, &self.context)?;
+            pull(&y, &gradient)?.f_backward()?;
+            if !wants_gradient {
+                return Ok(None);
+            }
+            gradient = gradient_of(&x)?.ok_or_else(|| {
+                Error::Internal(format!("block {layer} passed no gradient to its input"))
+            })?;
+        }
+        Ok(Some(gradient))
+    }
+}
+
+/// The gradient that a backward pass left, if one came by.
+fn gradient_of(leaf: &Tensor) -> Result<Option<Tensor>> {
+    let gradient = leaf.f_grad()?;
+    Ok(gradient.defined().then_some(gradient))
+}
+
+/// A scalar whose gradient with respect to `y` is exactly `gradient`.
+fn pull(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    Ok(y.f_mul(gradient)?.f_sum(y.f_kind()?)?)
+}
+
+fn plus(sum: Option<Tensor>, term: Tensor) -> Result<Tensor> {
+    Ok(match sum {
+        Some(sum) => sum.f_add(&term)?,
+        None => term,
+    })
+}

@@ -1,0 +1,175 @@
+use std::sync::Arc;
+
+use scpeft_data::MicroBatch;
+use scpeft_model::backbone::scgpt::Inputs;
+use tch::{Device, Tensor};
+
+use crate::failure::{Failure, Result};
+
+/// The batches (donors, assays, plates) that a model knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batches {
+    column: String,
+    names: Vec<String>,
+    index_of_code: Vec<Option<usize>>,
+}
+
+impl Batches {
+    /// The batches are the categories of `column` that training cells have, in order of their
+    /// codes.
+    ///
+    /// # Errors
+    /// A validation cell comes from a batch that no training cell comes from.
+    pub fn for_training(
+        column: &str,
+        categories: &[String],
+        train: &[u64],
+        valid: &[u64],
+    ) -> Result<Self> {
+        let unseen: Vec<String> = (0..categories.len())
+            .filter(|&c| train[c] == 0 && valid[c] > 0)
+            .map(|c| format!("`{}` ({} cells)", categories[c], valid[c]))
+            .collect();
+        if !unseen.is_empty() {
+            return Err(Failure::data(format!(
+                "obs column `{column}`: validation cells come from batches unseen in training: {}\n\
+                 help: a batch needs training cells of its own; import again with another `--split`",
+                unseen.join(", ")
+            )));
+        }
+        let known = (0..categories.len()).filter(|&c| train[c] > 0);
+        let names: Vec<String> = known.map(|c| categories[c].clone()).collect();
+        Ok(Self {
+            column: column.to_owned(),
+            index_of_code: categories
+                .iter()
+                .map(|name| names.iter().position(|n| n == name))
+                .collect(),
+            names,
+        })
+    }
+
+    /// Names of the batches, in the order of the model's.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    fn index(&self, code: i64, cell: u64) -> Result<usize> {
+        usize::try_from(code)
+            .ok()
+            .and_then(|code| self.index_of_code.get(code).copied().flatten())
+            .ok_or_else(|| {
+                Failure::data(format!(
+                    "cell {cell}: its `{}` is missing or unseen in training (code {code})\n\
+                     help: the model knows {}",
+                    self.column,
+                    self.names.join(", ")
+                ))
+            })
+    }
+}
+
+/// How micro-batches become tensors of the model.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    /// Where the tensors go.
+    pub device: Device,
+    /// Id of `<pad>`.
+    pub pad_id: i32,
+    /// The batches, for models that are told of them.
+    pub batches: Option<Arc<Batches>>,
+}
+
+/// A micro-batch with its tensors on the device.
+#[derive(Debug)]
+pub struct DeviceBatch<'a> {
+    /// The cells, labels and counts on the host.
+    pub host: &'a MicroBatch,
+    /// Input of the encoder.
+    pub inputs: Inputs,
+    device: Device,
+}
+
+impl Staging {
+    /// Copies a micro-batch to the device.
+    ///
+    /// # Errors
+    /// A cell comes from a batch that the model does not know, or libtorch fails.
+    pub fn stage<'a>(&self, host: &'a MicroBatch) -> Result<DeviceBatch<'a>> {
+        let shape = [host.rows as i64, host.len as i64];
+        let gene_ids = Tensor::f_from_slice(&host.gene_ids)?
+            .f_view(shape)?
+            .f_to_device(self.device)?;
+        let values = Tensor::f_from_slice(&host.values)?
+            .f_view(shape)?
+            .f_to_device(self.device)?;
+        let padding = if host.tokens < host.rows * host.len {
+            Some(gene_ids.f_eq(i64::from(self.pad_id))?)
+        } else {
+            None
+        };
+        let mut inputs = Inputs::new(gene_ids, values, padding);
+        if let Some(batches) = &self.batches {
+            let indices = host
+                .labels
+                .iter()
+                .zip(&host.cells)
+                .map(|(&code, &cell)| Ok(batches.index(code, cell)? as i64))
+                .collect::<Result<Vec<i64>>>()?;
+            // Loaders of such models never mix batches within a micro-batch.
+            inputs.domain = indices.first().map(|&index| index as usize);
+            inputs.batch_labels = Some(Tensor::f_from_slice(&indices)?.f_to_device(self.device)?);
+        }
+        Ok(DeviceBatch {
+            host,
+            inputs,
+            device: self.device,
+        })
+    }
+}
+
+impl DeviceBatch<'_> {
+    /// Unmasked expression bins, f32 `[B, S]`.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn targets(&self) -> Result<Tensor> {
+        let shape = [self.host.rows as i64, self.host.len as i64];
+        Ok(Tensor::f_from_slice(&self.host.targets)?
+            .f_view(shape)?
+            .f_to_device(self.device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Vec<String> {
+        ["a", "never", "b"].map(String::from).to_vec()
+    }
+
+    #[test]
+    fn batches_are_those_of_training_cells() {
+        let batches = Batches::for_training("donor", &names(), &[3, 0, 2], &[1, 0, 0]).unwrap();
+        assert_eq!(batches.names(), ["a", "b"]);
+        assert_eq!(batches.index(2, 0).unwrap(), 1);
+        let message = batches.index(1, 17).unwrap_err().message;
+        assert!(
+            message.contains("cell 17") && message.contains("a, b"),
+            "{message}"
+        );
+        assert!(batches.index(-1, 0).is_err() && batches.index(3, 0).is_err());
+    }
+
+    #[test]
+    fn a_batch_of_validation_cells_alone_is_refused_by_name() {
+        let error = Batches::for_training("donor", &names(), &[3, 0, 2], &[1, 4, 0]).unwrap_err();
+        assert_eq!(error.code, scpeft_protocol::exit::DATA);
+        assert!(
+            error.message.contains("`never` (4 cells)"),
+            "{}",
+            error.message
+        );
+    }
+}
