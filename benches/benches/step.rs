@@ -3,9 +3,11 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
-use scpeft_model::backbone::scgpt::{Blueprint, Heads, Inputs, Scgpt, Shape};
-use scpeft_model::exec::Dropout;
-use scpeft_model::{Params, Role, device, loss};
+use scpeft_model::backbone::scgpt::{
+    Blueprint, Classifier, Heads, InputOptions, Inputs, Scgpt, Shape,
+};
+use scpeft_model::exec::{Dropout, ExecutorKind, Pass};
+use scpeft_model::{Layout, Params, Role, device, loss};
 use scpeft_trainer::optim::{Adam, AdamOptions};
 use tch::{Device, Kind, Tensor};
 
@@ -52,9 +54,12 @@ fn forward_backward(criterion: &mut Criterion) {
             n_layers: 2,
             pad_id: 0,
         },
+        inputs: InputOptions::default(),
         heads: Heads {
-            classes: Some(10),
-            classifier_layers: 3,
+            classifier: Some(Classifier {
+                classes: 10,
+                layers: 3,
+            }),
             ..Heads::default()
         },
         adapters: vec![lora],
@@ -65,17 +70,15 @@ fn forward_backward(criterion: &mut Criterion) {
         &specs,
         |_| Ok(None),
         |s| trains(s.role, &s.name),
-        0,
-        Device::Cpu,
-        0,
+        Layout::cpu(0),
     )
     .expect("a model");
-    let model = Scgpt::bind(&blueprint, &params).expect("a bound model");
-    let inputs = Inputs {
-        gene_ids: Tensor::randint_low(3, 768, [CELLS, TOKENS], (Kind::Int, Device::Cpu)),
-        values: Tensor::randint_low(1, 51, [CELLS, TOKENS], (Kind::Float, Device::Cpu)),
-        padding: None,
-    };
+    let model = Scgpt::bind(&blueprint, &params, ExecutorKind::Plain).expect("a bound model");
+    let inputs = Inputs::new(
+        Tensor::randint_low(3, 768, [CELLS, TOKENS], (Kind::Int, Device::Cpu)),
+        Tensor::randint_low(1, 51, [CELLS, TOKENS], (Kind::Float, Device::Cpu)),
+        None,
+    );
     let labels = Tensor::randint(10, [CELLS], (Kind::Int64, Device::Cpu));
     let mut group = criterion.benchmark_group("step");
     group.throughput(Throughput::Elements(CELLS as u64));
@@ -84,13 +87,10 @@ fn forward_backward(criterion: &mut Criterion) {
         |bencher| {
             bencher.iter(|| {
                 params.zero_grad().expect("zeros");
-                let encoded = model.encode(&inputs, Dropout::OFF).expect("a forward pass");
-                let logits = model
-                    .classifier
-                    .as_ref()
-                    .expect("a head")
-                    .forward(&encoded.cell)
-                    .expect("logits");
+                let encoded = model
+                    .encode(&inputs, Pass::training(Dropout::OFF, 0))
+                    .expect("a forward pass");
+                let logits = model.heads.classify(&encoded).expect("logits");
                 loss::cross_entropy_sum(&logits, &labels, None)
                     .expect("a loss")
                     .backward();

@@ -2,7 +2,7 @@
 
 use scpeft_model::adapter::{AdapterOptions, AdapterSet, BlockShape, TokenOptions};
 use scpeft_model::backbone::scgpt::{ValueEncoder, ValueStyle};
-use scpeft_model::exec::Dropout;
+use scpeft_model::exec::Pass;
 use scpeft_model::head::{
     AffineActivation, AffineDecoder, AffineOptions, BatchDiscriminator, ClassificationHead,
     Expression, MvcDecoder, MvcOptions, MvcStyle,
@@ -83,7 +83,7 @@ fn value_encoders() {
         let params = golden.params(&specs, "value_encoder", name);
         let encoder = ValueEncoder::bind(&params, style).unwrap();
         let values = &golden.inputs[&format!("{name}.values")];
-        let out = encoder.embed(values, &AdapterSet::default(), Dropout::OFF);
+        let out = encoder.embed(values, &AdapterSet::default(), Pass::EVALUATION);
         golden.close(&format!("{name}.out"), &out.unwrap().unwrap(), "forward");
     }
 }

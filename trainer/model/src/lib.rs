@@ -16,6 +16,7 @@ pub mod adapter;
 pub mod attention;
 pub mod backbone;
 pub mod device;
+mod dropout;
 mod error;
 pub mod exec;
 pub mod head;

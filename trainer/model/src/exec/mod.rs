@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use crate::{Result, device};
+use crate::{Result, device, dropout};
 
 pub use plain::Plain;
 pub use recompute::{Recompute, Tape};
@@ -43,12 +43,49 @@ pub struct BlockContext {
     pub pass: Pass,
 }
 
+/// Places inside a block where residual dropout acts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Site {
+    /// The attention branch.
+    Attention,
+    /// The feed-forward activation.
+    Activation,
+    /// The feed-forward branch.
+    FeedForward,
+}
+
 impl BlockContext {
-    /// Draws dropout masks of block `layer` from a seed of its own, so that a block run twice
-    /// draws the same ones.
+    /// Seeds libtorch's generator for block `layer` where something draws from it (the fused
+    /// attention, and everything on CUDA), so that a block run twice draws the same masks.
     pub(crate) fn seed_block(&self, layer: usize) {
         if self.pass.dropout != Dropout::OFF {
-            device::seed_dropout(device::mix(self.pass.seed, layer as u64 + 1));
+            device::seed_dropout(self.seed(layer, 0));
+        }
+    }
+
+    fn seed(&self, layer: usize, place: u64) -> u64 {
+        device::mix(device::mix(self.pass.seed, layer as u64 + 1), place)
+    }
+
+    /// `x` after residual dropout at a site of block `layer`.
+    pub(crate) fn drop(&self, layer: usize, site: Site, x: Tensor) -> Result<Tensor> {
+        match self.pass.dropout.residual {
+            0.0 => Ok(x),
+            rate => dropout::apply(&x, rate, self.seed(layer, 1 + site as u64)),
+        }
+    }
+
+    /// `residual + dropout(x)`.
+    pub(crate) fn drop_add(
+        &self,
+        layer: usize,
+        site: Site,
+        residual: &Tensor,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        match self.pass.dropout.residual {
+            0.0 => Ok(residual.f_add(x)?),
+            rate => dropout::add(residual, x, rate, self.seed(layer, 1 + site as u64)),
         }
     }
 
@@ -89,6 +126,18 @@ impl Pass {
             seed,
         }
     }
+
+    /// `x`, a part of the embedding, after residual dropout.
+    pub(crate) fn drop_embedding(self, x: Tensor) -> Result<Tensor> {
+        match self.dropout.residual {
+            0.0 => Ok(x),
+            rate => {
+                let seed = device::mix(self.seed, 0);
+                device::seed_dropout(seed);
+                dropout::apply(&x, rate, seed)
+            }
+        }
+    }
 }
 
 /// Dropout rates of one pass; both zero in evaluation.
@@ -106,14 +155,6 @@ impl Dropout {
         residual: 0.0,
         attention: 0.0,
     };
-
-    /// `x` after residual dropout.
-    pub(crate) fn apply(self, x: Tensor) -> Result<Tensor> {
-        if self.residual == 0.0 {
-            return Ok(x);
-        }
-        Ok(x.f_dropout(self.residual, true)?)
-    }
 }
 
 /// What a stack made of its input.

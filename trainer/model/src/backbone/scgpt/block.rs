@@ -6,7 +6,7 @@ use super::Shape;
 use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::attention::SelfAttention;
-use crate::exec::{BlockContext, Stack};
+use crate::exec::{BlockContext, Site, Stack};
 use crate::ops::{LayerNorm, Linear};
 use crate::params::{Params, Role, TensorSpec};
 
@@ -92,7 +92,6 @@ impl Stack for Blocks {
 
     fn block(&self, layer: usize, hidden: &Tensor, context: &BlockContext) -> Result<Tensor> {
         let (block, adapters) = (&self.blocks[layer], &self.adapters);
-        let dropout = context.pass.dropout;
         context.seed_block(layer);
         let x = adapters.before_block(layer, hidden.shallow_clone())?;
         let prefixed = adapters.prefix().is_some_and(|(first, _)| layer >= first);
@@ -101,14 +100,18 @@ impl Stack for Blocks {
         } else {
             context.keep.as_ref()
         };
-        let attended = block
-            .attention
-            .forward(layer, &x, keep, adapters, dropout.attention)?;
-        let h = block.norm1.forward(&x.f_add(&dropout.apply(attended)?)?)?;
+        let attended =
+            block
+                .attention
+                .forward(layer, &x, keep, adapters, context.pass.dropout.attention)?;
+        let h = context.drop_add(layer, Site::Attention, &x, &attended)?;
+        let h = block.norm1.forward(&h)?;
         let h = adapters.after_attention_norm(layer, h)?;
-        let inner = dropout.apply(block.linear1.forward(&h)?.f_relu()?)?;
-        let fed = dropout.apply(block.linear2.forward(&inner)?)?;
-        let y = block.norm2.forward(&h.f_add(&fed)?)?;
+        let inner = block.linear1.forward(&h)?.f_relu()?;
+        let inner = context.drop(layer, Site::Activation, inner)?;
+        let fed = block.linear2.forward(&inner)?;
+        let y = context.drop_add(layer, Site::FeedForward, &h, &fed)?;
+        let y = block.norm2.forward(&y)?;
         adapters.after_block(layer, &h, y)
     }
 }

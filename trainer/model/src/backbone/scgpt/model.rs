@@ -9,7 +9,7 @@ use crate::exec::{BlockContext, Executor, ExecutorKind, Pass, Stack, Tape};
 use crate::norm::{EmbeddingNorm, Observed};
 use crate::ops::{LayerNorm, cast, full};
 use crate::params::{Params, Role, TensorSpec};
-use crate::{Error, Init, Result, device, loss, ranks};
+use crate::{Error, Init, Result, loss, ranks};
 
 const PERTURBATION: &str = "pert_encoder.weight";
 /// Flags of a gene: untouched, perturbed, and the third that the published table has.
@@ -165,16 +165,13 @@ impl Scgpt {
 
     /// Embedded tokens, gene embeddings, and what the norm saw.
     fn embed(&self, inputs: &Inputs, pass: Pass) -> Result<(Tensor, Tensor, Option<Observed>)> {
-        if pass.dropout.residual > 0.0 {
-            device::seed_dropout(device::mix(pass.seed, 0));
-        }
         let pad = self.shape.pad_id;
         let genes = Tensor::f_embedding(&self.embedding, &inputs.gene_ids, pad, false, false)?;
         let genes = self.gene_norm.forward(&genes)?;
         let adapters = &self.blocks.adapters;
         let mut x = self
             .values
-            .combine(&genes, &inputs.values, adapters, pass.dropout)?;
+            .combine(&genes, &inputs.values, adapters, pass)?;
         if let (Some(table), Some(pad)) = (&self.perturbation, self.inputs.perturbation_pad) {
             let flags = inputs.perturbation.as_ref().ok_or(Error::MissingInput {
                 what: "perturbation flags",

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::adapter::AdapterSet;
-use crate::exec::Dropout;
+use crate::exec::Pass;
 use crate::ops::{LayerNorm, Linear, cast};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Init, Result};
@@ -109,9 +109,9 @@ impl ValueEncoder {
         genes: &Tensor,
         values: &Tensor,
         adapters: &AdapterSet,
-        dropout: Dropout,
+        pass: Pass,
     ) -> Result<Tensor> {
-        match self.embed(values, adapters, dropout)? {
+        match self.embed(values, adapters, pass)? {
             Some(v) => Ok(genes.f_add(&cast(&v, genes.f_kind()?)?)?),
             None => Ok(genes.f_mul(&cast(values, genes.f_kind()?)?.f_unsqueeze(-1)?)?),
         }
@@ -126,7 +126,7 @@ impl ValueEncoder {
         &self,
         values: &Tensor,
         adapters: &AdapterSet,
-        dropout: Dropout,
+        pass: Pass,
     ) -> Result<Option<Tensor>> {
         match &self.0 {
             Kinds::Continuous {
@@ -140,7 +140,7 @@ impl ValueEncoder {
                     .f_unsqueeze(-1)?;
                 let v = cast(&linear1.forward(&v)?.f_relu()?, *compute)?;
                 let v = adapters.value_embedding(norm.forward(&linear2.forward(&v)?)?)?;
-                Ok(Some(dropout.apply(v)?))
+                Ok(Some(pass.drop_embedding(v)?))
             }
             Kinds::Category {
                 table,

@@ -1,0 +1,373 @@
+//! One training step of the full-size scGPT: wall and CPU time, peak memory, beside a bare PyTorch
+//! stack of the same shapes in the same run.
+//!
+//! Identification of 18 types with random weights, 12 blocks x 512, vocabulary 60,697, residual
+//! dropout 0.2, 2 threads, one process; the whole step of the trainer. Each row runs in a process
+//! of its own, so that peak memory is its own. Prints a Markdown table.
+//!
+//! `cargo bench --bench scgpt_step -- [--python PYTHON] [--steps N] [--only TEXT]`; with
+//! `--python` (one that has torch 2.11.0) the peer `benches/peers/scgpt_bare_stack.py` runs too.
+
+use std::process::Command;
+use std::time::Instant;
+
+use scpeft_collective::Single;
+use scpeft_config::{ClassWeights, Select};
+use scpeft_data::{MicroBatch, StepBatches};
+use scpeft_model::adapter::{
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
+};
+use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt, Shape};
+use scpeft_model::exec::{Dropout, ExecutorKind};
+use scpeft_model::{Layout, Params, Precision, Role, device};
+use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
+use scpeft_trainer::step::{Stepper, tail_len};
+use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo, Staging, Task};
+use tch::Device;
+
+const THREADS: usize = 2;
+const CELLS: usize = 8;
+const CLASSES: usize = 18;
+const SHAPE: Shape = Shape {
+    vocab: 60_697,
+    d_model: 512,
+    n_heads: 8,
+    d_hid: 512,
+    n_layers: 12,
+    pad_id: 60_694,
+};
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq)]
+struct Row {
+    /// `encoder`, `lora`, or `bare` for the peer.
+    kind: &'static str,
+    bf16: bool,
+    tokens: usize,
+    recompute: bool,
+    attention_dropout: f64,
+}
+
+impl Row {
+    fn name(&self) -> String {
+        let mut name = format!(
+            "{} {} {CELLS} x {}",
+            self.kind,
+            if self.bf16 { "bf16" } else { "f32" },
+            self.tokens
+        );
+        if self.recompute {
+            name += " recompute";
+        }
+        if self.attention_dropout > 0.0 {
+            name += " attention dropout";
+        }
+        name
+    }
+}
+
+/// What a row measured.
+#[derive(Debug, Clone, Copy)]
+struct Measured {
+    wall_s: f64,
+    cpu_s: f64,
+    peak_mib: f64,
+}
+
+fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for tokens in [512, 1200] {
+        for bf16 in [false, true] {
+            for kind in ["bare", "encoder", "lora"] {
+                rows.push(Row {
+                    kind,
+                    bf16,
+                    tokens,
+                    recompute: false,
+                    attention_dropout: 0.0,
+                });
+            }
+            rows.push(Row {
+                kind: "encoder",
+                bf16,
+                tokens,
+                recompute: true,
+                attention_dropout: 0.0,
+            });
+        }
+    }
+    for kind in ["bare", "encoder"] {
+        rows.push(Row {
+            kind,
+            bf16: false,
+            tokens: 512,
+            recompute: false,
+            attention_dropout: 0.2,
+        });
+    }
+    rows
+}
+
+fn adapter(kind: &str) -> AdapterOptions {
+    let layers = LayerSelection::FirstHalf;
+    if kind == "lora" {
+        return AdapterOptions::Lora(LoraOptions {
+            layers,
+            r: 8,
+            lora_alpha: 1.0,
+            targets: vec![Projection::Query, Projection::Value],
+            train_qkv_bias: true,
+        });
+    }
+    AdapterOptions::Encoder(EncoderOptions {
+        layers,
+        mlp_ratio: 0.25,
+        skip_connect: true,
+        zero_init: false,
+    })
+}
+
+/// A task of as many types as the peer has.
+fn task() -> Identification {
+    let options = IdentificationOptions {
+        label: "type".into(),
+        class_weights: ClassWeights::None,
+        classifier_layers: 3,
+        select: Select::Auto,
+    };
+    let labels = LabelInfo {
+        categories: (0..CLASSES).map(|i| i.to_string()).collect(),
+        train_counts: vec![10; CLASSES],
+        valid_counts: vec![1; CLASSES],
+        all_counts: vec![11; CLASSES],
+    };
+    Identification::for_training(options, &labels).expect("18 types")
+}
+
+/// A batch without padding: every slot counts.
+fn batch(tokens: usize) -> StepBatches {
+    let slots = CELLS * tokens;
+    let gene = |i: usize| (i * 7919 % 60_690) as i32;
+    let values: Vec<f32> = (0..slots).map(|i| (i * 31 % 51) as f32).collect();
+    let micro = MicroBatch {
+        cells: (0..CELLS as u64).collect(),
+        rows: CELLS,
+        len: tokens,
+        gene_ids: (0..slots).map(gene).collect(),
+        targets: values.clone(),
+        values,
+        labels: (0..CELLS as i64).collect(),
+        tokens: slots,
+        ..MicroBatch::default()
+    };
+    StepBatches {
+        epoch: 0,
+        batch: 0,
+        global_cells: CELLS,
+        micro: vec![micro],
+    }
+}
+
+/// Runs one row in this process and prints three numbers.
+fn measure(row: &Row, steps: usize) {
+    device::set_threads(THREADS);
+    let task = task();
+    let blueprint = Blueprint {
+        shape: SHAPE,
+        inputs: InputOptions::default(),
+        heads: task.heads(),
+        adapters: vec![adapter(row.kind)],
+    };
+    let unfrozen = blueprint.unfreezes().expect("a valid blueprint");
+    let layout = Layout {
+        tail: tail_len(&task, blueprint.inputs.norm, SHAPE.d_model as usize),
+        precision: if row.bf16 {
+            Precision::Bf16
+        } else {
+            Precision::F32
+        },
+        ..Layout::cpu(0)
+    };
+    let specs = blueprint.specs().expect("a valid blueprint");
+    let trains = |s: &scpeft_model::TensorSpec| task.purpose().adapts(s, &unfrozen);
+    let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
+    let executor = if row.recompute {
+        ExecutorKind::Recompute
+    } else {
+        ExecutorKind::Plain
+    };
+    let model = Scgpt::bind(&blueprint, &params, executor).expect("a bound model");
+    let frozen = params
+        .iter()
+        .filter(|(_, _, role, trains)| !trains && *role == Role::Backbone);
+    assert!(frozen.count() > 100, "the backbone is frozen");
+    let options = AdamOptions {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        decoupled: false,
+    };
+    let mut adam = Adam::new(options, params.flat()).expect("memory");
+    let staging = Staging {
+        device: Device::Cpu,
+        pad_id: SHAPE.pad_id as i32,
+        batches: None,
+    };
+    let batch = batch(row.tokens);
+    let world = Single;
+    let mut stepper = Stepper {
+        model: &model,
+        params: &mut params,
+        task: &task,
+        adam: &mut adam,
+        schedule: Schedule {
+            lr: 1e-4,
+            warmup_steps: 0,
+            shape: Curve::Constant,
+            steps_per_epoch: 1000,
+            planned_steps: 1000,
+        },
+        dropout: Dropout {
+            residual: 0.2,
+            attention: row.attention_dropout,
+        },
+        clip_norm: 1.0,
+        seed: 0,
+        staging: &staging,
+    };
+    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
+    for step in 0..=steps {
+        let (begun, used) = (Instant::now(), cpu_seconds());
+        let report = stepper
+            .step(&world, step as u64, &batch, false)
+            .expect("a step");
+        assert!(report.loss.is_finite() && report.skipped.is_none());
+        // The first step warms up.
+        if step > 0 {
+            wall.push(begun.elapsed().as_secs_f64());
+            cpu.push(cpu_seconds() - used);
+        }
+    }
+    println!("{} {} {}", median(wall), median(cpu), peak_mib());
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// User and system time of this process.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
+    let after = stat.rsplit(')').next().expect("a command name");
+    let ticks: f64 = after
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|t| t.parse::<f64>().expect("ticks"))
+        .sum();
+    // Linux reports 100 ticks a second to programs, whatever its own clock.
+    ticks / 100.0
+}
+
+/// Largest resident size so far.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status
+        .lines()
+        .find(|l| l.starts_with("VmHWM"))
+        .expect("VmHWM");
+    let kib: f64 = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .expect("KiB");
+    kib / 1024.0
+}
+
+/// Runs one row in a process of its own.
+fn run(row: &Row, index: usize, steps: usize, python: Option<&str>) -> Option<Measured> {
+    let output = if row.kind == "bare" {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/scgpt_bare_stack.py");
+        let mut command = Command::new(python?);
+        command.arg(script).args(["--steps", &steps.to_string()]);
+        command.args(["--dtype", if row.bf16 { "bf16" } else { "f32" }]);
+        command.args(["--seq", &row.tokens.to_string()]);
+        command.args(["--attention-dropout", &row.attention_dropout.to_string()]);
+        command.output()
+    } else {
+        let own = std::env::current_exe().expect("the path of this program");
+        let mut command = Command::new(own);
+        command.args(["--row", &index.to_string(), "--steps", &steps.to_string()]);
+        command.output()
+    };
+    let output = output.expect("a child process");
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        row.name(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let numbers: Vec<f64> = String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .map(|n| n.parse().expect("a number"))
+        .collect();
+    let [wall_s, cpu_s, peak_mib] = numbers[..] else {
+        panic!("{}: three numbers expected, got {numbers:?}", row.name());
+    };
+    Some(Measured {
+        wall_s,
+        cpu_s,
+        peak_mib,
+    })
+}
+
+fn value<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
+    let at = args.iter().position(|a| a == name)?;
+    args.get(at + 1).map(String::as_str)
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let steps = value(&args, "--steps").map_or(3, |n| n.parse().expect("--steps N"));
+    let rows = rows();
+    if let Some(index) = value(&args, "--row") {
+        let index: usize = index.parse().expect("--row N");
+        measure(&rows[index], steps);
+        return;
+    }
+    let python = value(&args, "--python");
+    let only = value(&args, "--only").unwrap_or("");
+    println!("| step | wall s | CPU s | peak MiB | wall / bare | peak / bare |");
+    println!("|---|---|---|---|---|---|");
+    let mut bare: Option<Measured> = None;
+    for (index, row) in rows.iter().enumerate() {
+        if row.kind == "bare" {
+            bare = None;
+        }
+        if row.kind != "bare" && !row.name().contains(only) {
+            continue;
+        }
+        let Some(found) = run(row, index, steps, python) else {
+            continue;
+        };
+        if row.kind == "bare" {
+            bare = Some(found);
+        }
+        let ratio = |of: fn(&Measured) -> f64| {
+            bare.map_or(String::new(), |bare| {
+                format!("{:.2}", of(&found) / of(&bare))
+            })
+        };
+        println!(
+            "| {} | {:.2} | {:.2} | {:.0} | {} | {} |",
+            row.name(),
+            found.wall_s,
+            found.cpu_s,
+            found.peak_mib,
+            ratio(|m| m.wall_s),
+            ratio(|m| m.peak_mib)
+        );
+    }
+}
