@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
+use crate::mapped::Mapping;
 use crate::published::fingerprint;
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
@@ -320,6 +321,13 @@ impl ScgptDirectory {
                 .get(in_file)
                 .expect("the name comes from the file"),
         )
+    }
+
+    /// One tensor by its converted name, in place where the file allows it.
+    pub fn mapped(&self, name: &str) -> Option<Mapping> {
+        let in_file = self.names.get(name)?;
+        let mapping = self.file.mapped(in_file);
+        Some(mapping.expect("the name comes from the file"))
     }
 
     /// Converted names with shapes, as [`LoadReport::compare`](crate::LoadReport::compare) takes
