@@ -38,6 +38,14 @@ pub enum Error {
         /// What does not add up.
         reason: String,
     },
+    /// A file asks for more memory, time or disk than any file of tensors needs.
+    #[error("`{}` is refused: {reason}\nhelp: no file of tensors needs this; if it is trusted, save its `state_dict()` again with torch.save", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What there is too much of, and how much is allowed.
+        reason: String,
+    },
     /// A pickle asks for a class that tensors do not need.
     #[error(
         "`{}` refers to the Python class `{class}`, which no tensor needs\nhelp: only plain tensors are read; if the file is trusted, save its `state_dict()` again with torch.save", path.display()

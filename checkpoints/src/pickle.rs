@@ -13,15 +13,20 @@ mod machine;
 mod object;
 mod records;
 
+use std::rc::Rc;
+
 use crate::tensor::Dtype;
 use machine::Machine;
 
 /// Largest pickle that is read; the one of a 12-layer model has about 20 kB.
-pub(crate) const PICKLE_BYTES_MAX: usize = 64 << 20;
-/// Most objects and memo entries of a pickle.
-const OBJECTS_MAX: usize = 4 << 20;
-/// Longest name of a tensor, storage or class: names are copied, and memo entries would let a small
-/// file repeat a long one without end.
+pub(crate) const PICKLE_BYTES_MAX: usize = 16 << 20;
+/// Most objects, memo entries, open marks and copied pairs of a pickle, and most places of its
+/// stack: a byte can make one, so the file's size alone does not bound the memory. The pickle of a
+/// 12-layer model has about 3,000 objects.
+const OBJECTS_MAX: usize = 1 << 20;
+/// Most tensors of a pickle. Each has lists of sizes that one memo entry can give to all.
+const TENSORS_MAX: usize = 1 << 16;
+/// Longest name of a tensor, storage or class.
 const NAME_BYTES_MAX: usize = 4096;
 /// Most arguments of a known name; tensors have seven.
 const ARGUMENTS_MAX: usize = 8;
@@ -35,6 +40,8 @@ pub(crate) enum PickleError {
     Forbidden(String),
     /// It is not a well-formed pickle of tensors.
     Malformed(String),
+    /// It has more of something than any file of tensors needs.
+    Limit(String),
 }
 
 type Result<T> = std::result::Result<T, PickleError>;
@@ -43,11 +50,15 @@ fn malformed<T>(reason: impl Into<String>) -> Result<T> {
     Err(PickleError::Malformed(reason.into()))
 }
 
+fn limit<T>(reason: impl Into<String>) -> Result<T> {
+    Err(PickleError::Limit(reason.into()))
+}
+
 /// A tensor as the pickle describes it, before its storage is looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TensorRecord {
-    /// Name of the storage in the archive.
-    pub(crate) storage: String,
+    /// Name of the storage in the archive; shared, because many tensors may lie in one.
+    pub(crate) storage: Rc<str>,
     pub(crate) dtype: Dtype,
     /// Elements of the storage.
     pub(crate) storage_len: usize,
@@ -60,14 +71,14 @@ pub(crate) struct TensorRecord {
 /// The tensors of a pickled dictionary, in its order, and the keys of what else it holds.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Records {
-    pub(crate) tensors: Vec<(String, TensorRecord)>,
+    pub(crate) tensors: Vec<(String, Rc<TensorRecord>)>,
     pub(crate) others: Vec<String>,
 }
 
 /// Reads the pickle of a state dict, either bare or under `model_state_dict` or `state_dict`.
 pub(crate) fn read(bytes: &[u8]) -> Result<Records> {
     if bytes.len() > PICKLE_BYTES_MAX {
-        return malformed(format!(
+        return limit(format!(
             "it has {} bytes, more than the {PICKLE_BYTES_MAX} allowed",
             bytes.len()
         ));

@@ -41,8 +41,9 @@ fn writing_to_the_memory_leaves_the_file_alone() {
     let before = std::fs::read(&path).unwrap();
     let file = TensorFile::open(&path).unwrap();
     let tensor = file.mapped("w").unwrap().in_place().unwrap();
-    // SAFETY: the tensor has four aligned elements, and no slice of them is borrowed.
-    unsafe { tensor.as_mut_ptr().cast::<f32>().write(9.0) };
+    let nine = 9.0_f32.to_le_bytes();
+    // SAFETY: the tensor has four elements of four bytes, and no slice of them is borrowed.
+    unsafe { tensor.as_mut_ptr().copy_from(nine.as_ptr(), nine.len()) };
     assert_eq!(tensor.as_host().to_f32().unwrap(), [9.0, 2.0, 3.0, 4.0]);
     drop((file, tensor));
     assert_eq!(std::fs::read(&path).unwrap(), before);

@@ -1,11 +1,13 @@
 //! Building dictionaries, storages and tensors out of what lies on the stack.
 
+use std::rc::Rc;
+
 use super::global::Global;
 use super::machine::Machine;
 use super::object::{Id, Object};
 use super::{
     ARGUMENTS_MAX, DIMENSIONS_MAX, NAME_BYTES_MAX, OBJECTS_MAX, PickleError, Result, TensorRecord,
-    malformed,
+    limit, malformed,
 };
 
 impl Machine<'_> {
@@ -13,10 +15,10 @@ impl Machine<'_> {
         &self.objects[id as usize]
     }
 
-    pub(super) fn text_of(&self, id: Id) -> Result<String> {
+    pub(super) fn text_of(&self, id: Id) -> Result<Rc<str>> {
         match self.object(id) {
-            Object::Text(text) if text.len() <= NAME_BYTES_MAX => Ok(text.clone()),
-            Object::Text(_) => malformed(format!("a name is longer than {NAME_BYTES_MAX} bytes")),
+            Object::Text(text) if text.len() <= NAME_BYTES_MAX => Ok(Rc::clone(text)),
+            Object::Text(_) => limit(format!("a name is longer than {NAME_BYTES_MAX} bytes")),
             other => malformed(format!("{} stands where a str must", other.kind())),
         }
     }
@@ -77,10 +79,12 @@ impl Machine<'_> {
         let arguments = self.short_tuple(arguments, ARGUMENTS_MAX)?;
         let object = match self.object(callee) {
             Object::Global(Global::OrderedDict) => self.ordered_dict(&arguments)?,
-            Object::Global(Global::RebuildTensor) => Object::Tensor(self.tensor(&arguments)?),
+            Object::Global(Global::RebuildTensor) => {
+                Object::Tensor(Rc::new(self.tensor(&arguments)?))
+            }
             Object::Global(Global::RebuildParameter) => {
                 match arguments.first().map(|&id| self.object(id)) {
-                    Some(Object::Tensor(tensor)) => Object::Tensor(tensor.clone()),
+                    Some(Object::Tensor(tensor)) => Object::Tensor(Rc::clone(tensor)),
                     _ => return malformed("a parameter is not built from a tensor"),
                 }
             }
@@ -97,7 +101,7 @@ impl Machine<'_> {
                 return malformed("an OrderedDict is not built from a list of pairs");
             };
             if self.pairs_copied + pairs.len() > OBJECTS_MAX {
-                return malformed(format!("it copies more than {OBJECTS_MAX} pairs"));
+                return limit(format!("it copies more than {OBJECTS_MAX} pairs"));
             }
             for &pair in pairs {
                 match self.object(pair) {
@@ -121,7 +125,7 @@ impl Machine<'_> {
             return malformed("a tensor has no storage");
         };
         let record = TensorRecord {
-            storage: key.clone(),
+            storage: Rc::clone(key),
             dtype: *dtype,
             storage_len: *len,
             offset: self.size_of(arguments[1])?,
@@ -150,7 +154,7 @@ impl Machine<'_> {
         let [tag, class, key, _location, len] = items[..] else {
             return malformed(format!("a storage has {} fields", items.len()));
         };
-        if self.text_of(tag)? != "storage" {
+        if &*self.text_of(tag)? != "storage" {
             return malformed("a persistent id is not that of a storage");
         }
         let Object::Global(Global::Storage(dtype)) = *self.object(class) else {

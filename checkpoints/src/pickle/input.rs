@@ -71,7 +71,7 @@ impl<'a> Input<'a> {
 
     pub(super) fn text(&mut self, len: usize) -> Result<Object> {
         match std::str::from_utf8(self.take(len)?) {
-            Ok(text) => Ok(Object::Text(text.to_owned())),
+            Ok(text) => Ok(Object::Text(text.into())),
             Err(_) => malformed("a string is not UTF-8"),
         }
     }

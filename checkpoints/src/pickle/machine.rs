@@ -1,11 +1,12 @@
 //! The stack machine: opcodes, stack, marks and memo.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::global::global;
 use super::input::Input;
 use super::object::{Id, Object};
-use super::{OBJECTS_MAX, PickleError, Result, malformed};
+use super::{OBJECTS_MAX, PickleError, Result, limit, malformed};
 
 #[derive(Default)]
 pub(super) struct Machine<'a> {
@@ -42,7 +43,7 @@ impl<'a> Machine<'a> {
                 PickleError::Malformed(reason) => {
                     PickleError::Malformed(format!("{reason} (opcode {opcode:#04x} at byte {at})"))
                 }
-                forbidden @ PickleError::Forbidden(_) => forbidden,
+                other => other,
             })?;
         }
     }
@@ -156,7 +157,7 @@ impl<'a> Machine<'a> {
 
     pub(super) fn push(&mut self, object: Object) -> Result<()> {
         if self.objects.len() >= OBJECTS_MAX {
-            return malformed(format!("it has more than {OBJECTS_MAX} objects"));
+            return limit(format!("it has more than {OBJECTS_MAX} objects"));
         }
         self.stack.push(self.objects.len() as Id);
         self.objects.push(object);
@@ -169,7 +170,7 @@ impl<'a> Machine<'a> {
 
     fn mark(&mut self) -> Result<()> {
         if self.marks.len() >= OBJECTS_MAX {
-            return malformed("too many open marks");
+            return limit("too many open marks");
         }
         self.marks.push(self.stack.len());
         Ok(())
@@ -189,7 +190,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn pop_text(&mut self) -> Result<String> {
+    fn pop_text(&mut self) -> Result<Rc<str>> {
         let id = self.pop()?;
         self.text_of(id)
     }
@@ -209,7 +210,7 @@ impl<'a> Machine<'a> {
         };
         let top = self.top()?;
         if self.memo.len() >= OBJECTS_MAX {
-            return malformed(format!("its memo has more than {OBJECTS_MAX} entries"));
+            return limit(format!("its memo has more than {OBJECTS_MAX} entries"));
         }
         self.memo.insert(index, top);
         Ok(())
@@ -220,7 +221,7 @@ impl<'a> Machine<'a> {
             return malformed(format!("memo entry {index} was never stored"));
         };
         if self.stack.len() >= OBJECTS_MAX {
-            return malformed("the stack is too deep");
+            return limit("the stack is too deep");
         }
         self.stack.push(id);
         Ok(())

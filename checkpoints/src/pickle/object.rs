@@ -1,5 +1,7 @@
 //! The objects that a pickle builds, in an arena and by index.
 
+use std::rc::Rc;
+
 use super::TensorRecord;
 use super::global::Global;
 use crate::tensor::Dtype;
@@ -7,6 +9,7 @@ use crate::tensor::Dtype;
 /// Index of an object in the arena.
 pub(super) type Id = u32;
 
+/// A value. What is long is behind a pointer, so that many small ones stay small.
 #[derive(Debug)]
 pub(super) enum Object {
     None,
@@ -14,17 +17,17 @@ pub(super) enum Object {
     Int(i64),
     Float,
     Bytes,
-    Text(String),
+    Text(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Storage {
-        key: String,
+        key: Rc<str>,
         dtype: Dtype,
         len: usize,
     },
-    Tensor(TensorRecord),
+    Tensor(Rc<TensorRecord>),
 }
 
 impl Object {
