@@ -82,6 +82,12 @@ pub enum Error {
         /// What to do.
         help: Option<&'static str>,
     },
+    /// Adapter settings contradict each other.
+    #[error("adapter settings: {reason}")]
+    Settings {
+        /// What is wrong, and with which entry.
+        reason: String,
+    },
     /// A directory lacks a file that it must have.
     #[error("`{}` has no {wanted}\nhelp: {help}", dir.display())]
     MissingFile {

@@ -18,6 +18,9 @@
 
 mod error;
 pub mod fsx;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lora;
 pub mod mapped;
 pub mod peft;

@@ -219,6 +219,17 @@ pub(crate) struct Entry {
     pub(crate) bytes: Range<usize>,
 }
 
+impl Entry {
+    /// The elements in row-major order, out of the bytes of the file.
+    pub(crate) fn data<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
+        let bytes = &file[self.bytes.clone()];
+        match &self.strides {
+            None => Cow::Borrowed(bytes),
+            Some(strides) => Cow::Owned(gather(bytes, self.dtype.size(), &self.shape, strides)),
+        }
+    }
+}
+
 /// What a reader found in a file.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -303,15 +314,10 @@ impl TensorFile {
     /// When there is none of this name.
     pub fn get(&self, name: &str) -> Result<HostTensor<'_>> {
         let entry = self.entry(name)?;
-        let bytes = &self.map.bytes()[entry.bytes.clone()];
-        let data = match &entry.strides {
-            None => Cow::Borrowed(bytes),
-            Some(strides) => Cow::Owned(gather(bytes, entry.dtype.size(), &entry.shape, strides)),
-        };
         Ok(HostTensor {
             dtype: entry.dtype,
             shape: entry.shape.clone(),
-            data,
+            data: entry.data(self.map.bytes()),
         })
     }
 
