@@ -274,6 +274,27 @@ fn huge_integers_and_lengths_are_refused_before_anything_is_made() {
     assert!(reason(&negative).contains("-1 stands where a size must"));
 }
 
+#[test]
+fn seeds_of_the_fuzz_target_are_what_their_names_say() {
+    let seed = |name: &str| {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/pickle");
+        std::fs::read(format!("{dir}/{name}")).unwrap()
+    };
+    for (name, tensors) in [
+        ("two_tensors", &["w", "n", "tied"][..]),
+        ("empty_tensor", &["x"]),
+        ("nested_protocol_4", &["w"]),
+        ("parameter", &["p"]),
+        ("ordered_dict_of_pairs", &["w"]),
+    ] {
+        let records = read(&seed(name)).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let names: Vec<&str> = records.tensors.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(names, tensors, "{name}");
+    }
+    let forbidden = PickleError::Forbidden("os.system".to_owned());
+    assert_eq!(read(&seed("forbidden")), Err(forbidden));
+}
+
 proptest! {
     #[test]
     fn random_bytes_are_an_error_and_never_a_panic(

@@ -359,6 +359,21 @@ fn a_truncated_archive_is_an_error_at_every_length() {
     }
 }
 
+#[test]
+fn seeds_of_the_fuzz_targets_are_sound_files() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (name, tensors) in [
+        ("torch_zip/two_tensors", 3),
+        ("torch_zip/empty_tensor", 1),
+        ("safetensors/two_tensors", 2),
+        ("safetensors/empty", 0),
+    ] {
+        let file = TensorFile::open(&seeds.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        file.verify().unwrap();
+        assert_eq!(file.tensors().count(), tensors, "{name}");
+    }
+}
+
 proptest! {
     #[test]
     fn a_damaged_archive_never_panics(at in any::<usize>(), byte in any::<u8>()) {
