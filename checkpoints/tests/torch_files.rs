@@ -1,8 +1,10 @@
 //! Files in the exact layout of `torch.save`: read, verified, and usable in place.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
-use scpeft_checkpoint::{HostTensor, TensorFile};
+use scpeft_checkpoint::{Error, HostTensor, TensorFile};
 use support::torch_save::TorchSave;
 
 #[test]
@@ -35,4 +37,11 @@ fn a_file_with_data_descriptors_reads_verifies_and_is_usable_in_place() {
     changed[at + 8..at + 16].fill(0xff);
     std::fs::write(&path, &changed).unwrap();
     assert_eq!(TensorFile::open(&path).unwrap().get("w").unwrap(), weight);
+    let five = 5.0_f32.to_le_bytes();
+    let at = bytes.windows(4).position(|w| w == five).unwrap();
+    changed = bytes;
+    changed[at] ^= 1;
+    std::fs::write(&path, &changed).unwrap();
+    let error = TensorFile::open(&path).unwrap().verify().unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
 }

@@ -36,6 +36,16 @@ impl Target {
     pub const ALL: [Self; 3] = [Self::Q, Self::K, Self::V];
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+        })
+    }
+}
+
 /// One kind of adapter with its settings and the layers that carry it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
