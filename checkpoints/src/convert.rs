@@ -24,6 +24,7 @@ pub(crate) fn convert(input: &Path, output: &Path) -> Result<String, Error> {
         }
         Kind::Backbone => {
             let backbone = ScgptDirectory::open(input)?;
+            backbone.require_complete()?;
             backbone.file().verify()?;
             let tensors = named(backbone.tensors());
             ScgptDirectory::write(output, backbone.args(), backbone.vocabulary(), &tensors)?;

@@ -38,6 +38,14 @@ pub enum Error {
         /// What does not add up.
         reason: String,
     },
+    /// A file asks for more memory, time or disk than any file of tensors needs.
+    #[error("`{}` is refused: {reason}\nhelp: no file of tensors needs this; if it is trusted, save its `state_dict()` again with torch.save", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What there is too much of, and how much is allowed.
+        reason: String,
+    },
     /// A pickle asks for a class that tensors do not need.
     #[error(
         "`{}` refers to the Python class `{class}`, which no tensor needs\nhelp: only plain tensors are read; if the file is trusted, save its `state_dict()` again with torch.save", path.display()
@@ -74,6 +82,12 @@ pub enum Error {
         /// What to do.
         help: Option<&'static str>,
     },
+    /// Adapter settings contradict each other.
+    #[error("adapter settings: {reason}")]
+    Settings {
+        /// What is wrong, and with which entry.
+        reason: String,
+    },
     /// A directory lacks a file that it must have.
     #[error("`{}` has no {wanted}\nhelp: {help}", dir.display())]
     MissingFile {
@@ -103,6 +117,28 @@ pub enum Error {
         what: String,
         /// What happened to each tensor.
         report: Box<crate::LoadReport>,
+    },
+    /// A fine-tuned file has other weights than adapters and heads that were trained.
+    #[error("`{}` is no adapter checkpoint: {} tensors of its backbone are not those of `{}`: {}\nhelp: if every parameter was trained, `--full` keeps the whole model as a backbone; otherwise name with `--backbone` the weights that it was trained from", path.display(), tensors.len(), backbone.display(), some(tensors))]
+    NotAnAdapter {
+        /// The file.
+        path: PathBuf,
+        /// The backbone directory that it was compared with.
+        backbone: PathBuf,
+        /// The tensors that differ.
+        tensors: Vec<String>,
+    },
+    /// LoRA's update was added to a weight with another scale than the one named.
+    #[error("`{}`: `{name}` is that of the backbone with LoRA's update added for `lora_alpha` = {found:.4}, not {assumed}\nhelp: give the value it was trained with as `--lora-alpha`", path.display())]
+    LoraScale {
+        /// The file.
+        path: PathBuf,
+        /// The weight.
+        name: String,
+        /// The numerator that fits the file.
+        found: f64,
+        /// The numerator that was named.
+        assumed: f64,
     },
     /// A LoRA tensor cannot be converted.
     #[error("LoRA tensors of `{name}`: {reason}")]
@@ -134,6 +170,19 @@ pub enum Error {
         /// The step.
         step: u64,
     },
+}
+
+/// The first names of a list and how many more there are.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+    let more = names.len().saturating_sub(SHOWN);
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{rest}", shown.join(", "))
 }
 
 impl Error {

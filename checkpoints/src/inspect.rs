@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use scpeft_checkpoint::published::scpeft::{self, Assumptions, Survey};
 use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
 use scpeft_checkpoint::{
     CheckpointStore, Dtype, Error, ScgptDirectory, TensorFile, fingerprint, peft, read_adapter,
@@ -188,8 +189,17 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
 
 fn inspect_file(path: &Path) -> Result<Found, Error> {
     let file = TensorFile::open(path)?;
-    let mut found = Found::new("tensor file", path);
+    let fine_tuned = scpeft::is_fine_tuned(&file);
+    let kind = if fine_tuned {
+        "scPEFT fine-tuned checkpoint"
+    } else {
+        "tensor file"
+    };
+    let mut found = Found::new(kind, path);
     found.fact("format", file.format().to_string());
+    if fine_tuned {
+        add_survey(&mut found, &Survey::of(&file)?)?;
+    }
     if !file.others().is_empty() {
         found.fact("other_entries", file.others().to_vec());
     }
@@ -201,8 +211,41 @@ fn inspect_file(path: &Path) -> Result<Found, Error> {
     Ok(found)
 }
 
+/// Variant, adapters and sizes of a fine-tuned checkpoint of the reference.
+fn add_survey(found: &mut Found, survey: &Survey<'_>) -> Result<(), Error> {
+    found.fact("variant", survey.variant().to_string());
+    let mut adapters = Vec::new();
+    for adapter in survey.adapters(&Assumptions::default())? {
+        let mut json = json!(adapter);
+        if let Some(object) = json.as_object_mut() {
+            // The file does not say: `convert` takes them from its command line.
+            for absent in ["lora_alpha", "skip_connect", "train_qkv_bias", "scale"] {
+                object.remove(absent);
+            }
+        }
+        adapters.push(json);
+    }
+    found.fact("adapters", adapters);
+    let parameters = survey
+        .groups()
+        .into_iter()
+        .map(|group| (group.name, group.parameters.into()));
+    found.fact(
+        "parameters",
+        parameters.collect::<serde_json::Map<_, Value>>(),
+    );
+    if !survey.duplicates().is_empty() {
+        found.fact("second_names", survey.duplicates().to_vec());
+    }
+    if !survey.unknown().is_empty() {
+        found.fact("unknown_names", survey.unknown().to_vec());
+    }
+    Ok(())
+}
+
 fn inspect_backbone(path: &Path) -> Result<Found, Error> {
     let backbone = ScgptDirectory::open(path)?;
+    backbone.require_complete()?;
     let args = backbone.args();
     let mut found = Found::new("scGPT backbone", path);
     found.fact("weights", backbone.file().path().display().to_string());
@@ -307,6 +350,7 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
         }
         Kind::Backbone => {
             let backbone = ScgptDirectory::open(path)?;
+            backbone.require_complete()?;
             backbone.file().verify()?;
             Ok(format!(
                 "{shown}: ok, {} tensors\n",

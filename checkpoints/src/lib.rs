@@ -18,7 +18,11 @@
 
 mod error;
 pub mod fsx;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lora;
+pub mod mapped;
 pub mod peft;
 mod pickle;
 pub mod published;
@@ -29,6 +33,7 @@ mod tensor;
 mod torch_zip;
 
 pub use error::{Error, Result};
+pub use mapped::{MappedTensor, Mapping};
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::scgpt::ScgptDirectory;
 pub use published::{LoadReport, fingerprint};

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use scpeft_checkpoint::Error;
+use scpeft_checkpoint::peft::Target;
+use scpeft_checkpoint::published::scpeft::Assumptions;
 use scpeft_protocol::exit;
 
 mod convert;
+mod from_scpeft;
 mod inspect;
 
 /// Look into, verify and convert backbone weights, adapters and run checkpoints.
@@ -39,14 +42,21 @@ enum Command {
         /// As for `inspect`; of a run directory every checkpoint is verified.
         path: PathBuf,
     },
-    /// Convert a tensor file to safetensors, or a published directory to one with
-    /// model.safetensors and converted names.
+    /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
+    /// and converted names, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
-        input: PathBuf,
+        #[arg(
+            required_unless_present = "from_scpeft",
+            conflicts_with = "from_scpeft"
+        )]
+        input: Option<PathBuf>,
         /// The file or directory to create; it must not exist.
-        output: PathBuf,
+        #[arg(required_unless_present = "from_scpeft")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        conversion: Conversion,
     },
     /// Write the backbone of a run that trained all parameters as a published directory.
     #[command(after_help = exit::HELP)]
@@ -65,6 +75,59 @@ enum Command {
         #[arg(long)]
         output: PathBuf,
     },
+}
+
+/// `convert --from-scpeft`.
+#[derive(Debug, Args)]
+struct Conversion {
+    /// A fine-tuned model.pt or best_model.pt of the scPEFT library or the scripts of its paper.
+    #[arg(long, value_name = "FILE", requires_all = ["backbone", "into"])]
+    from_scpeft: Option<PathBuf>,
+    /// The published directory that the file was trained from.
+    #[arg(long, value_name = "DIR", requires = "from_scpeft")]
+    backbone: Option<PathBuf>,
+    /// The adapter directory to create; it must not exist.
+    #[arg(long = "output", value_name = "ADAPTER_DIR", requires = "from_scpeft")]
+    into: Option<PathBuf>,
+    /// LoRA's lora_alpha, which the file does not hold.
+    #[arg(long, value_name = "ALPHA", default_value_t = 1.0, value_parser = positive)]
+    lora_alpha: f64,
+    /// The parts that LoRA updates, of q, k and v, where they are not the reference's q,v.
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', value_parser = target)]
+    lora_targets: Option<Vec<Target>>,
+    /// The bottlenecks were trained without their skip connection.
+    #[arg(long)]
+    no_skip_connect: bool,
+    /// Keep the whole model, as a backbone directory: for files that trained every parameter.
+    #[arg(long, requires = "from_scpeft")]
+    full: bool,
+}
+
+impl Conversion {
+    fn assumptions(&self) -> Assumptions {
+        let mut targets = self.lora_targets.clone();
+        if let Some(targets) = &mut targets {
+            targets.sort_unstable();
+            targets.dedup();
+        }
+        Assumptions {
+            lora_alpha: self.lora_alpha,
+            targets,
+            skip_connect: !self.no_skip_connect,
+        }
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("expected a number above 0".to_owned()),
+    }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    let found = Target::ALL.into_iter().find(|t| t.to_string() == text);
+    found.ok_or_else(|| "expected q, k or v".to_owned())
 }
 
 fn main() -> ExitCode {
@@ -106,7 +169,34 @@ fn run(command: Command) -> anyhow::Result<()> {
             print(&text)
         }
         Command::Verify { path } => print(&inspect::verify(existing(&path)?)?),
-        Command::Convert { input, output } => print(&convert::convert(existing(&input)?, &output)?),
+        Command::Convert {
+            input,
+            output,
+            conversion,
+        } => {
+            let text = match (input, output, &conversion) {
+                (Some(input), Some(output), _) => convert::convert(existing(&input)?, &output)?,
+                (
+                    _,
+                    _,
+                    Conversion {
+                        from_scpeft: Some(file),
+                        backbone: Some(backbone),
+                        into: Some(into),
+                        ..
+                    },
+                ) => {
+                    let (file, backbone) = (existing(file)?, existing(backbone)?);
+                    if conversion.full {
+                        from_scpeft::whole(file, backbone, into)?
+                    } else {
+                        from_scpeft::adapter(file, backbone, into, &conversion.assumptions())?
+                    }
+                }
+                _ => unreachable!("the command line requires one of the two"),
+            };
+            print(&text)
+        }
         Command::Export {
             run,
             checkpoint,

@@ -1,6 +1,9 @@
 //! Adapter directories in the file layout of HF PEFT: `adapter_config.json` and
 //! `adapter_model.safetensors` with keys `base_model.model.<name>`.
 
+mod layout;
+pub mod settings;
+
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -11,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::safetensors_file::{borrowed, write_safetensors};
 use crate::tensor::{HostTensor, TensorFile};
+
+pub use layout::{from_file_layout, to_file_layout};
+pub use settings::{AdapterSettings, Target};
 
 /// File with the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -60,13 +66,18 @@ pub struct AdapterConfig {
     pub others: Map<String, Value>,
 }
 
-/// What it takes to use an adapter again with the right backbone and labels.
+/// The object `scpeft` of the settings: what it takes to use an adapter again with the right
+/// backbone and labels. A field that is not listed here is refused.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ScpeftRecord {
     /// [`FORMAT_VERSION`] at the time of writing.
     pub format_version: u32,
-    /// The adapter settings of the run.
+    /// The adapters with their settings; empty where only heads, or all parameters, were trained.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterSettings>,
+    /// The `[adapter]` section of the run, for the reader: nothing is decided by it.
+    #[serde(skip_serializing_if = "Value::is_null")]
     pub adapter: Value,
     /// Identity of the backbone, by [`fingerprint`](crate::fingerprint).
     pub backbone_fingerprint: String,
@@ -78,9 +89,75 @@ pub struct ScpeftRecord {
     /// Names of the classes in the order of the head's outputs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub categories: Vec<String>,
-    /// Every other field.
-    #[serde(flatten)]
-    pub others: Map<String, Value>,
+    /// What it was converted from, where it was not trained here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub converted_from: Option<String>,
+}
+
+impl AdapterConfig {
+    /// The settings of a file with `adapters` and the modules `heads`. PEFT's own fields are those
+    /// of its LoRA when LoRA with the same settings in all its layers is the only kind, so that PEFT
+    /// reads the file; otherwise `peft_type` is `SCPEFT_` and the kind, or `SCPEFT_MULTI`, or
+    /// `SCPEFT_HEAD` without adapters.
+    ///
+    /// # Errors
+    /// When the list contradicts itself.
+    pub fn of_adapters(
+        adapters: Vec<AdapterSettings>,
+        heads: Vec<String>,
+        record: ScpeftRecord,
+    ) -> Result<Self> {
+        settings::check(&adapters).map_err(|reason| Error::Settings { reason })?;
+        let base = Self {
+            inference_mode: true,
+            modules_to_save: Some(heads),
+            ..Self::default()
+        };
+        let base = match &adapters[..] {
+            [] => Self {
+                peft_type: "SCPEFT_HEAD".to_owned(),
+                ..base
+            },
+            [
+                one @ AdapterSettings::Lora {
+                    layers,
+                    lora_alpha,
+                    train_qkv_bias,
+                    ..
+                },
+            ] => {
+                let layout = one.packed_layout().expect("LoRA has a layout");
+                let bias = if *train_qkv_bias { "lora_only" } else { "none" };
+                Self {
+                    peft_type: "LORA".to_owned(),
+                    r: Some(layout.peft_r()),
+                    lora_alpha: Some(layout.peft_alpha(*lora_alpha)),
+                    target_modules: Some(vec![crate::lora::MODULE.to_owned()]),
+                    layers_to_transform: Some(layers.clone()),
+                    bias: Some(bias.to_owned()),
+                    ..base
+                }
+            }
+            [first, rest @ ..] => {
+                let single = rest.iter().all(|other| other.kind() == first.kind());
+                let kind = if single { first.kind() } else { "multi" };
+                let layers = rest.is_empty().then(|| first.layers()).flatten();
+                Self {
+                    peft_type: format!("SCPEFT_{}", kind.to_uppercase()),
+                    layers_to_transform: layers.map(<[usize]>::to_vec),
+                    ..base
+                }
+            }
+        };
+        Ok(Self {
+            scpeft: Some(ScpeftRecord {
+                format_version: FORMAT_VERSION,
+                adapters,
+                ..record
+            }),
+            ..base
+        })
+    }
 }
 
 /// Writes an adapter directory, replacing an earlier one as a whole. Names get the PEFT prefix.
@@ -141,17 +218,21 @@ pub fn read_adapter_config(dir: &Path) -> Result<AdapterConfig> {
     let path = dir.join(CONFIG_FILE);
     let config: AdapterConfig = serde_json::from_slice(&fsx::read(&path)?)
         .map_err(|e| Error::content(&path, e.to_string()))?;
-    match &config.scpeft {
-        Some(record) if record.format_version > FORMAT_VERSION => Err(Error::Content {
+    let Some(record) = &config.scpeft else {
+        return Ok(config);
+    };
+    if !(1..=FORMAT_VERSION).contains(&record.format_version) {
+        return Err(Error::Content {
             path,
             reason: format!(
-                "its format version is {}, this program reads up to {FORMAT_VERSION}",
+                "its format version is {}, this program reads 1 to {FORMAT_VERSION}",
                 record.format_version
             ),
             help: Some("use the version that wrote it, or a newer one"),
-        }),
-        _ => Ok(config),
+        });
     }
+    settings::check(&record.adapters).map_err(|reason| Error::content(&path, reason))?;
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -203,6 +284,98 @@ mod tests {
         let (read, map) = read_adapter(&path).unwrap();
         assert_eq!(read, config());
         assert_eq!(map, tensors.into_iter().collect::<IndexMap<_, _>>());
+    }
+
+    fn lora(layers: &[usize]) -> AdapterSettings {
+        AdapterSettings::Lora {
+            layers: layers.to_vec(),
+            r: 8,
+            lora_alpha: 2.0,
+            targets: vec![Target::Q, Target::V],
+            train_qkv_bias: true,
+        }
+    }
+
+    fn encoder(layers: &[usize]) -> AdapterSettings {
+        AdapterSettings::Encoder {
+            layers: layers.to_vec(),
+            mlp_ratio: 0.25,
+            skip_connect: true,
+        }
+    }
+
+    fn configured(adapters: &[AdapterSettings]) -> AdapterConfig {
+        let record = ScpeftRecord {
+            task: "identification".to_owned(),
+            ..ScpeftRecord::default()
+        };
+        let heads = vec!["cls_decoder".to_owned()];
+        AdapterConfig::of_adapters(adapters.to_vec(), heads, record).unwrap()
+    }
+
+    #[test]
+    fn lora_alone_is_peft_s_lora_and_everything_else_says_that_it_is_not() {
+        let config = configured(&[lora(&[0, 1])]);
+        assert_eq!(config.peft_type, "LORA");
+        // Two parts of rank 8 are rank 16 to PEFT, and alpha / r stays.
+        assert_eq!((config.r, config.lora_alpha), (Some(16), Some(4.0)));
+        assert_eq!(config.layers_to_transform, Some(vec![0, 1]));
+        assert_eq!(config.bias.as_deref(), Some("lora_only"));
+        for (list, peft_type, layers) in [
+            (vec![encoder(&[0, 2])], "SCPEFT_ENCODER", Some(vec![0, 2])),
+            (vec![lora(&[0]), encoder(&[0])], "SCPEFT_MULTI", None),
+            (vec![encoder(&[0]), encoder(&[1])], "SCPEFT_ENCODER", None),
+            (vec![], "SCPEFT_HEAD", None),
+        ] {
+            let config = configured(&list);
+            assert_eq!(config.peft_type, peft_type);
+            assert_eq!(config.layers_to_transform, layers);
+            assert_eq!((config.r, config.target_modules.as_ref()), (None, None));
+            assert_eq!(config.scpeft.unwrap().adapters, list);
+        }
+        let twice = vec![lora(&[0]), lora(&[0])];
+        let error = AdapterConfig::of_adapters(twice, vec![], ScpeftRecord::default());
+        assert!(matches!(error, Err(Error::Settings { .. })), "{error:?}");
+    }
+
+    #[test]
+    fn a_list_of_kinds_reads_back_and_a_field_too_many_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter");
+        let config = configured(&[lora(&[0, 1]), encoder(&[0])]);
+        write_adapter(&path, &config, &[]).unwrap();
+        assert_eq!(read_adapter(&path).unwrap().0, config);
+        let file = path.join(CONFIG_FILE);
+        let json: Value = serde_json::from_slice(&fsx::read(&file).unwrap()).unwrap();
+        assert_eq!(json["scpeft"]["format_version"], 1);
+        assert_eq!(json["scpeft"]["adapters"][1]["kind"], "encoder");
+        for (pointer, expected) in [
+            ("/scpeft", "unknown field `colour`"),
+            ("/scpeft/adapters/1", "unknown field `colour`"),
+        ] {
+            let mut more = json.clone();
+            more.pointer_mut(pointer).unwrap()["colour"] = "red".into();
+            std::fs::write(&file, more.to_string()).unwrap();
+            let error = read_adapter(&path).unwrap_err();
+            assert!(
+                matches!(&error, Error::Content { reason, .. } if reason.contains(expected)),
+                "{error:?}"
+            );
+        }
+        for (pointer, value, expected) in [
+            (
+                "/scpeft/adapters/1/layers",
+                serde_json::json!([]),
+                "not empty",
+            ),
+            ("/scpeft/format_version", 0.into(), "format version is 0"),
+        ] {
+            let mut other = json.clone();
+            *other.pointer_mut(pointer).unwrap() = value;
+            std::fs::write(&file, other.to_string()).unwrap();
+            let message = read_adapter(&path).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]

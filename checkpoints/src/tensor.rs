@@ -6,11 +6,12 @@ use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::mapped::{self, CopyReason, FileMap, Mapping};
 
 /// Element types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -218,6 +219,17 @@ pub(crate) struct Entry {
     pub(crate) bytes: Range<usize>,
 }
 
+impl Entry {
+    /// The elements in row-major order, out of the bytes of the file.
+    pub(crate) fn data<'a>(&self, file: &'a [u8]) -> Cow<'a, [u8]> {
+        let bytes = &file[self.bytes.clone()];
+        match &self.strides {
+            None => Cow::Borrowed(bytes),
+            Some(strides) => Cow::Owned(gather(bytes, self.dtype.size(), &self.shape, strides)),
+        }
+    }
+}
+
 /// What a reader found in a file.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
@@ -230,7 +242,7 @@ pub(crate) struct Contents {
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Arc<FileMap>,
     format: FileFormat,
     contents: Contents,
 }
@@ -249,17 +261,15 @@ impl TensorFile {
         if !meta.is_file() {
             return Err(Error::content(path, "is not a regular file"));
         }
-        // SAFETY: the map is read-only and private to this struct; that nobody truncates the file
-        // meanwhile is the documented condition of this function.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
-        let format = detect(path, &map)?;
+        let map = FileMap::new(&file).map_err(Error::io("map", path))?;
+        let format = detect(path, map.bytes())?;
         let contents = match format {
-            FileFormat::Safetensors => crate::safetensors_file::read(path, &map)?,
-            FileFormat::TorchZip => crate::torch_zip::read(path, &map)?,
+            FileFormat::Safetensors => crate::safetensors_file::read(path, map.bytes())?,
+            FileFormat::TorchZip => crate::torch_zip::read(path, map.bytes())?,
         };
         Ok(Self {
             path: path.to_owned(),
-            map,
+            map: Arc::new(map),
             format,
             contents,
         })
@@ -303,24 +313,40 @@ impl TensorFile {
     /// # Errors
     /// When there is none of this name.
     pub fn get(&self, name: &str) -> Result<HostTensor<'_>> {
-        let entry = self
-            .contents
+        let entry = self.entry(name)?;
+        Ok(HostTensor {
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            data: entry.data(self.map.bytes()),
+        })
+    }
+
+    /// A tensor in place, with an owner that keeps the map alive after this file is closed.
+    ///
+    /// # Errors
+    /// When there is none of this name.
+    pub fn mapped(&self, name: &str) -> Result<Mapping> {
+        let entry = self.entry(name)?;
+        if entry.strides.is_some() {
+            return Ok(Mapping::NeedsCopy(CopyReason::Strided));
+        }
+        let range = entry.bytes.clone();
+        Ok(mapped::in_place(
+            &self.map,
+            range,
+            entry.dtype,
+            &entry.shape,
+        ))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.contents
             .tensors
             .get(name)
             .ok_or_else(|| Error::NoTensor {
                 path: self.path.clone(),
                 name: name.to_owned(),
-            })?;
-        let bytes = &self.map[entry.bytes.clone()];
-        let data = match &entry.strides {
-            None => Cow::Borrowed(bytes),
-            Some(strides) => Cow::Owned(gather(bytes, entry.dtype.size(), &entry.shape, strides)),
-        };
-        Ok(HostTensor {
-            dtype: entry.dtype,
-            shape: entry.shape.clone(),
-            data,
-        })
+            })
     }
 
     /// Every tensor with its name, in the order of the file.
@@ -337,7 +363,7 @@ impl TensorFile {
         match self.format {
             // safetensors has no checksums; its header was checked against the size on opening.
             FileFormat::Safetensors => Ok(()),
-            FileFormat::TorchZip => crate::torch_zip::verify(&self.path, &self.map),
+            FileFormat::TorchZip => crate::torch_zip::verify(&self.path, self.map.bytes()),
         }
     }
 }

@@ -12,6 +12,10 @@ use crate::error::{Error, Result};
 use crate::pickle::{self, PickleError, TensorRecord};
 use crate::tensor::{Contents, Entry};
 
+/// Most bytes of all tensors together, as a multiple of the file: tensors may share a storage (tied
+/// weights, views), and each is written or copied on its own.
+const SHARING_MAX: usize = 8;
+
 fn archive<'a>(path: &Path, bytes: &'a [u8]) -> Result<ZipArchive<Cursor<&'a [u8]>>> {
     ZipArchive::new(Cursor::new(bytes)).map_err(|e| {
         Error::damaged(
@@ -24,6 +28,10 @@ fn archive<'a>(path: &Path, bytes: &'a [u8]) -> Result<ZipArchive<Cursor<&'a [u8
 /// Byte ranges of the entries by name.
 fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>> {
     let mut archive = archive(path, bytes)?;
+    // The archive keeps one entry of each name: which one, other readers may see differently.
+    if archive.has_duplicate_names() {
+        return Err(Error::damaged(path, "two zip entries have the same name"));
+    }
     let mut entries = HashMap::with_capacity(archive.len());
     for index in 0..archive.len() {
         let damaged = |what: &str| Error::damaged(path, format!("zip entry {index} {what}"));
@@ -45,11 +53,29 @@ fn entries(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Range<usize>>> {
             (end <= bytes.len() && file.size() == file.compressed_size()).then_some(start..end)
         });
         let range = range.ok_or_else(|| damaged(&format!("(`{name}`) reaches beyond the file")))?;
-        if entries.insert(name.clone(), range).is_some() {
-            return Err(damaged(&format!("repeats the name `{name}`")));
-        }
+        entries.insert(name, range);
     }
+    refuse_overlaps(path, &entries)?;
     Ok(entries)
+}
+
+/// Entries that share bytes would let a small file hold any amount of data.
+fn refuse_overlaps(path: &Path, entries: &HashMap<String, Range<usize>>) -> Result<()> {
+    let mut sorted: Vec<_> = entries
+        .iter()
+        .filter(|(_, range)| !range.is_empty())
+        .collect();
+    sorted.sort_by_key(|(_, range)| range.start);
+    let clash = sorted
+        .windows(2)
+        .find(|pair| pair[1].1.start < pair[0].1.end);
+    match clash {
+        None => Ok(()),
+        Some(pair) => Err(Error::damaged(
+            path,
+            format!("zip entries `{}` and `{}` overlap", pair[0].0, pair[1].0),
+        )),
+    }
 }
 
 /// Reads the pickle and locates every tensor.
@@ -84,11 +110,17 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
             class,
         },
         PickleError::Malformed(reason) => Error::damaged(path, format!("its pickle: {reason}")),
+        PickleError::Limit(reason) => Error::Limit {
+            path: path.to_owned(),
+            reason: format!("its pickle: {reason}"),
+        },
     })?;
     let mut contents = Contents {
         others: records.others,
         ..Contents::default()
     };
+    let most = bytes.len().saturating_mul(SHARING_MAX);
+    let mut total = 0_usize;
     for (name, record) in records.tensors {
         let storage = entries
             .get(&format!("{prefix}data/{}", record.storage))
@@ -100,6 +132,17 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
             })?;
         let entry = locate(&record, storage)
             .map_err(|reason| Error::damaged(path, format!("tensor `{name}` {reason}")))?;
+        // A tensor has no more elements than its storage, so this cannot overflow before it is seen.
+        total += entry.shape.iter().product::<usize>() * entry.dtype.size();
+        if total > most {
+            return Err(Error::Limit {
+                path: path.to_owned(),
+                reason: format!(
+                    "its tensors share storages so often that they are more than {SHARING_MAX} \
+                     times the file"
+                ),
+            });
+        }
         contents.tensors.insert(name, entry);
     }
     Ok(contents)

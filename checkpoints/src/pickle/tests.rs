@@ -39,7 +39,7 @@ fn pickle(parts: &[&[u8]]) -> Vec<u8> {
 
 fn record() -> TensorRecord {
     TensorRecord {
-        storage: "0".to_owned(),
+        storage: "0".into(),
         dtype: Dtype::F32,
         storage_len: 6,
         offset: 0,
@@ -59,7 +59,7 @@ fn reason(bytes: &[u8]) -> String {
 fn a_state_dict_is_read_bare_or_nested_and_other_entries_are_listed() {
     let bare = pickle(&[b"}(", &text("w"), &tensor(), &text("epoch"), b"K\x03u"]);
     let expected = Records {
-        tensors: vec![("w".to_owned(), record())],
+        tensors: vec![("w".to_owned(), Rc::new(record()))],
         others: vec!["epoch (an int)".to_owned()],
     };
     assert_eq!(read(&bare).unwrap(), expected);
@@ -98,7 +98,10 @@ fn parameters_and_attributes_of_dictionaries_are_accepted() {
         &dict,
         b")Rsb",
     ]);
-    assert_eq!(read(&bytes).unwrap().tensors, [("w".to_owned(), record())]);
+    assert_eq!(
+        read(&bytes).unwrap().tensors,
+        [("w".to_owned(), Rc::new(record()))]
+    );
 }
 
 #[test]
@@ -204,15 +207,92 @@ fn deep_nesting_and_cycles_end_without_recursion() {
     assert_eq!(read(&cycle).unwrap().others, ["a (a list)"]);
 }
 
+/// The reason of a refusal for size.
+fn excess(bytes: &[u8]) -> String {
+    match read(bytes) {
+        Err(PickleError::Limit(reason)) => reason,
+        other => panic!("expected a limit, got {other:?}"),
+    }
+}
+
 #[test]
-fn repetition_through_the_memo_is_bounded() {
+fn every_kind_of_growth_is_bounded() {
     let long = "n".repeat(NAME_BYTES_MAX + 1);
     let bytes = pickle(&[b"}", &text(&long), &tensor(), b"s"]);
-    assert!(reason(&bytes).contains("a name is longer than"));
-    let marks = pickle(&[&b"(".repeat(OBJECTS_MAX + 1)]);
-    assert!(reason(&marks).contains("too many open marks"));
-    let objects = pickle(&[&b"N".repeat(OBJECTS_MAX + 1)]);
-    assert!(reason(&objects).contains("objects"));
+    assert!(excess(&bytes).contains("a name is longer than 4096 bytes"));
+    let over = OBJECTS_MAX + 1;
+    assert!(excess(&pickle(&[&b"(".repeat(over)])).contains("too many open marks"));
+    assert!(excess(&pickle(&[&b"N".repeat(over)])).contains("more than 1048576 objects"));
+    let memo: Vec<u8> = (0..over as u32)
+        .flat_map(|index| [&b"r"[..], &index.to_le_bytes()].concat())
+        .collect();
+    assert!(excess(&pickle(&[b"N", &memo])).contains("its memo has more than"));
+    let counted = pickle(&[b"N", &b"\x94".repeat(over)]);
+    assert!(excess(&counted).contains("its memo has more than"));
+    let deep = pickle(&[b"Nq\x00", &b"h\x00".repeat(over)]);
+    assert!(excess(&deep).contains("the stack is too deep"));
+    // One list of a thousand pairs, copied again and again.
+    let pairs = [
+        b"](".to_vec(),
+        b"NN\x86".repeat(1000),
+        b"e\x85q\x00".to_vec(),
+    ]
+    .concat();
+    let copies = [class("collections", "OrderedDict"), b"h\x00R0".to_vec()].concat();
+    let bytes = pickle(&[&pairs, &copies.repeat(OBJECTS_MAX / 1000 + 1)]);
+    assert!(excess(&bytes).contains("it copies more than 1048576 pairs"));
+    let bytes = vec![b'N'; PICKLE_BYTES_MAX + 1];
+    assert!(excess(&bytes).contains("it has 16777217 bytes"));
+}
+
+#[test]
+fn one_tensor_under_many_names_is_bounded() {
+    let entries: Vec<u8> = (0..=TENSORS_MAX)
+        .flat_map(|index| [text(&format!("{index:x}")), b"h\x00".to_vec()].concat())
+        .collect();
+    let bytes = pickle(&[&tensor(), b"q\x000}(", &entries, b"u"]);
+    assert!(excess(&bytes).contains("more than 65536 tensors"));
+}
+
+#[test]
+fn huge_integers_and_lengths_are_refused_before_anything_is_made() {
+    assert!(reason(&pickle(&[b"\x8a\xff", &[1; 255]])).contains("more than 64 bits"));
+    // LONG4 and BINBYTES8 have lengths of four and eight bytes; no tensor needs them.
+    assert!(reason(&pickle(&[b"\x8b\xff\xff\xff\x7f"])).contains("unsupported opcode"));
+    assert!(reason(&pickle(&[b"\x8e", &[0xff; 8]])).contains("unsupported opcode"));
+    for counted in [b'X', b'T', b'B'] {
+        let bytes = [b"\x80\x02".as_slice(), &[counted], b"\xff\xff\xff\xff."].concat();
+        assert!(reason(&bytes).contains("it ends in the middle"));
+    }
+    let bytes = [b"\x80\x02\x8d".as_slice(), &[0xff; 8]].concat();
+    assert!(reason(&bytes).contains("it ends in the middle"));
+    let whole = pickle(&[b"}", &text("w"), &tensor(), b"s"]);
+    let at = whole.windows(4).position(|w| w == b"K\x06tQ").unwrap();
+    let huge = [&whole[..at], b"\x8a\x09", &[0xff; 9], &whole[at + 2..]].concat();
+    assert!(reason(&huge).contains("more than 64 bits"));
+    let negative = [&whole[..at], b"\x8a\x01\xff", &whole[at + 2..]].concat();
+    assert!(reason(&negative).contains("-1 stands where a size must"));
+}
+
+#[test]
+fn seeds_of_the_fuzz_target_are_what_their_names_say() {
+    let seed = |name: &str| {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/pickle");
+        std::fs::read(format!("{dir}/{name}")).unwrap()
+    };
+    for (name, tensors) in [
+        ("two_tensors", &["w", "n", "tied"][..]),
+        ("empty_tensor", &["x"]),
+        ("nested_protocol_4", &["w"]),
+        ("parameter", &["p"]),
+        ("ordered_dict_of_pairs", &["w"]),
+    ] {
+        let records = read(&seed(name)).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let names: Vec<&str> = records.tensors.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(names, tensors, "{name}");
+    }
+    let forbidden = PickleError::Forbidden("os.system".to_owned());
+    assert_eq!(read(&seed("forbidden")), Err(forbidden));
 }
 
 proptest! {

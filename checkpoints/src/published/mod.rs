@@ -2,6 +2,7 @@
 //! the fingerprint of a set of tensors.
 
 pub mod scgpt;
+pub mod scpeft;
 
 use std::fmt;
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
-use crate::published::fingerprint;
+use crate::mapped::Mapping;
+use crate::published::{LoadReport, fingerprint};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -280,6 +281,21 @@ impl ScgptDirectory {
         })
     }
 
+    /// Checks that every tensor that `args.json` and `vocab.json` call for is there with its shape:
+    /// the embedding, the blocks, and the value encoder unless values enter another way. Heads may
+    /// be absent.
+    ///
+    /// # Errors
+    /// With a report of what is missing or has another shape.
+    pub fn require_complete(&self) -> Result<()> {
+        let wanted = wanted_shapes(&self.args, self.vocabulary.len());
+        let wanted = wanted
+            .iter()
+            .map(|(name, shape)| (name.as_str(), &shape[..]));
+        let what = format!("backbone `{}`", self.dir.display());
+        LoadReport::compare(wanted, self.shapes()).require_complete(&what, |_| true)
+    }
+
     /// The directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -322,6 +338,13 @@ impl ScgptDirectory {
         )
     }
 
+    /// One tensor by its converted name, in place where the file allows it.
+    pub fn mapped(&self, name: &str) -> Option<Mapping> {
+        let in_file = self.names.get(name)?;
+        let mapping = self.file.mapped(in_file);
+        Some(mapping.expect("the name comes from the file"))
+    }
+
     /// Converted names with shapes, as [`LoadReport::compare`](crate::LoadReport::compare) takes
     /// them.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
@@ -359,6 +382,48 @@ impl ScgptDirectory {
             write_safetensors(&prepared.join(WEIGHTS[0]), tensors)
         })
     }
+}
+
+/// Backbone tensors that arguments and vocabulary call for, by our names.
+fn wanted_shapes(args: &ScgptArgs, n_tokens: usize) -> Vec<(String, Vec<usize>)> {
+    let (d, h) = (args.embsize, args.d_hid);
+    let mut wanted = vec![
+        ("encoder.embedding.weight".to_owned(), vec![n_tokens, d]),
+        ("encoder.enc_norm.weight".to_owned(), vec![d]),
+        ("encoder.enc_norm.bias".to_owned(), vec![d]),
+    ];
+    let style = args.others.get("input_emb_style").and_then(|v| v.as_str());
+    if style.unwrap_or("continuous") == "continuous" {
+        for (name, shape) in [
+            ("linear1.weight", vec![d, 1]),
+            ("linear1.bias", vec![d]),
+            ("linear2.weight", vec![d, d]),
+            ("linear2.bias", vec![d]),
+            ("norm.weight", vec![d]),
+            ("norm.bias", vec![d]),
+        ] {
+            wanted.push((format!("value_encoder.{name}"), shape));
+        }
+    }
+    for layer in 0..args.nlayers {
+        for (name, shape) in [
+            ("self_attn.in_proj_weight", vec![3 * d, d]),
+            ("self_attn.in_proj_bias", vec![3 * d]),
+            ("self_attn.out_proj.weight", vec![d, d]),
+            ("self_attn.out_proj.bias", vec![d]),
+            ("linear1.weight", vec![h, d]),
+            ("linear1.bias", vec![h]),
+            ("linear2.weight", vec![d, h]),
+            ("linear2.bias", vec![d]),
+            ("norm1.weight", vec![d]),
+            ("norm1.bias", vec![d]),
+            ("norm2.weight", vec![d]),
+            ("norm2.bias", vec![d]),
+        ] {
+            wanted.push((format!("transformer_encoder.layers.{layer}.{name}"), shape));
+        }
+    }
+    wanted
 }
 
 /// The name that our model gives to a published tensor: the packed projection of flash attention

@@ -11,7 +11,7 @@ use crate::tensor::{Dtype, TensorFile};
 
 fn record(shape: &[usize], strides: &[usize], offset: usize, storage_len: usize) -> TensorRecord {
     TensorRecord {
-        storage: "0".to_owned(),
+        storage: "0".into(),
         dtype: Dtype::F32,
         storage_len,
         offset,
@@ -79,10 +79,12 @@ fn store(bytes: &[u8]) -> Stored {
     Stored { _dir: dir, path }
 }
 
+fn error(bytes: &[u8]) -> Error {
+    TensorFile::open(&store(bytes).path).unwrap_err()
+}
+
 fn message(bytes: &[u8]) -> String {
-    TensorFile::open(&store(bytes).path)
-        .unwrap_err()
-        .to_string()
+    error(bytes).to_string()
 }
 
 const SIX: [f32; 6] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
@@ -131,7 +133,9 @@ fn tensors_that_reach_beyond_their_storage_are_refused() {
         (record(&[2], &[6], 0, 6), "reaches beyond its storage"),
         (record(&[4, 4], &[0, 1], 0, 6), "repeats elements"),
     ] {
-        let text = message(&saved(&record, &SIX));
+        let error = error(&saved(&record, &SIX));
+        assert!(matches!(error, Error::Damaged { .. }), "{error:?}");
+        let text = error.to_string();
         assert!(
             text.contains(expected) && text.contains("tensor `w`"),
             "{text}"
@@ -153,6 +157,136 @@ fn tensors_that_reach_beyond_their_storage_are_refused() {
     );
     huge.shape = vec![0, usize::MAX, usize::MAX];
     assert!(locate(&huge, &(0..24)).unwrap().bytes.is_empty());
+}
+
+/// Central directory headers of an archive without comments, by position.
+fn directory(archive: &[u8]) -> Vec<usize> {
+    let end = archive.len() - 22;
+    let field = |at: usize, len: usize| {
+        let bytes = &archive[at..at + len];
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+    };
+    let mut at = field(end + 16, 4);
+    let mut headers = Vec::new();
+    while at < end {
+        headers.push(at);
+        at += 46 + field(at + 28, 2) + field(at + 30, 2) + field(at + 32, 2);
+    }
+    headers
+}
+
+/// Two storages of six values, of which the pickle uses the first.
+fn two_storages() -> Vec<u8> {
+    let data: Vec<u8> = SIX.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let pickle = pickle(&record(&[6], &[1], 0, 6));
+    let entries: [(&str, &[u8]); 3] = [
+        ("m/data.pkl", &pickle),
+        ("m/data/0", &data),
+        ("m/data/1", &data),
+    ];
+    archive_of(&entries, CompressionMethod::Stored)
+}
+
+#[test]
+fn storages_that_lie_about_where_they_are_are_damage() {
+    let whole = two_storages();
+    assert!(TensorFile::open(&store(&whole).path).is_ok());
+    let headers = directory(&whole);
+    let patched = |header: usize, field: usize, bytes: &[u8]| {
+        let mut changed = whole.clone();
+        changed[headers[header] + field..][..bytes.len()].copy_from_slice(bytes);
+        changed
+    };
+    // Both sizes (compressed at 20, plain at 24) far beyond the file, then one byte apart.
+    let large = patched(1, 20, &[0, 0, 0, 0x70, 0, 0, 0, 0x70]);
+    let uneven = patched(1, 24, &[23, 0, 0, 0]);
+    let first = whole[headers[1] + 42..][..4].to_vec();
+    let shared = patched(2, 42, &first);
+    let nowhere = patched(2, 42, &[0xff, 0xff, 0xff, 0x7f]);
+    let renamed = patched(2, 46, b"m/data/0");
+    let encrypted = patched(2, 8, &[1, 0]);
+    for (bytes, expected) in [
+        (large, "reaches beyond the file"),
+        (uneven, "reaches beyond the file"),
+        (shared, "overlap"),
+        (nowhere, "cannot be located"),
+        (renamed, "two zip entries have the same name"),
+        (encrypted, "compressed or encrypted"),
+    ] {
+        let error = error(&bytes);
+        assert!(
+            matches!(&error, Error::Damaged { reason, .. } if reason.contains(expected)),
+            "expected `{expected}`, got {error:?}"
+        );
+    }
+}
+
+#[test]
+fn compressed_entries_are_refused_so_that_nothing_can_be_inflated() {
+    let bomb = vec![0; 1 << 20];
+    let pickle = pickle(&record(&[6], &[1], 0, 6));
+    let entries: [(&str, &[u8]); 2] = [("m/data.pkl", &pickle), ("m/data/0", &bomb)];
+    let archive = archive_of(&entries, CompressionMethod::Deflated);
+    assert!(archive.len() < 1 << 14, "{}", archive.len());
+    let error = error(&archive);
+    assert!(
+        matches!(&error, Error::Damaged { reason, .. } if reason.contains("is compressed")),
+        "{error:?}"
+    );
+}
+
+/// The pickle of `{"t0": view, "t1": view, ...}`, all of one storage.
+fn views(count: usize, record: &TensorRecord) -> Vec<u8> {
+    let one = pickle(record);
+    let value = &one[one.iter().position(|&b| b == b'c').unwrap()..one.len() - 2];
+    let mut bytes = [b"\x80\x02".as_slice(), value, b"q\x000}("].concat();
+    for index in 0..count {
+        let name = format!("t{index}");
+        bytes.extend([b'X', name.len() as u8, 0, 0, 0]);
+        bytes.extend(name.as_bytes());
+        bytes.extend(b"h\x00");
+    }
+    bytes.extend(b"u.");
+    bytes
+}
+
+#[test]
+fn one_storage_under_many_names_cannot_grow_without_end() {
+    let values: Vec<u8> = (0_u8..=254)
+        .flat_map(|x| f32::from(x).to_le_bytes())
+        .collect();
+    let view = record(&[255], &[1], 0, 255);
+    let of = |count: usize| {
+        let pickle = views(count, &view);
+        let entries: [(&str, &[u8]); 2] = [("m/data.pkl", &pickle), ("m/data/0", &values)];
+        archive_of(&entries, CompressionMethod::Stored)
+    };
+    let tied = store(&of(3));
+    assert_eq!(TensorFile::open(&tied.path).unwrap().names().count(), 3);
+    let error = error(&of(200));
+    assert!(
+        matches!(&error, Error::Limit { reason, .. } if reason.contains("more than 8 times")),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn limits_of_the_pickle_reach_the_caller_by_their_own_variant() {
+    let long = "n".repeat(5000);
+    let mut bytes = b"\x80\x02}X".to_vec();
+    bytes.extend(5000_u32.to_le_bytes());
+    bytes.extend(long.as_bytes());
+    bytes.extend(b"Ns.");
+    let archive = archive_of(&[("m/data.pkl", &bytes)], CompressionMethod::Stored);
+    assert!(matches!(error(&archive), Error::Limit { .. }));
+    let class = archive_of(
+        &[("m/data.pkl", b"cos\nsystem\n.")],
+        CompressionMethod::Stored,
+    );
+    assert!(matches!(error(&class), Error::ForbiddenClass { class, .. } if class == "os.system"));
 }
 
 #[test]
@@ -222,6 +356,21 @@ fn a_truncated_archive_is_an_error_at_every_length() {
     for len in 0..whole.len() {
         std::fs::write(&stored.path, &whole[..len]).unwrap();
         assert!(TensorFile::open(&stored.path).is_err(), "cut at {len}");
+    }
+}
+
+#[test]
+fn seeds_of_the_fuzz_targets_are_sound_files() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds");
+    for (name, tensors) in [
+        ("torch_zip/two_tensors", 3),
+        ("torch_zip/empty_tensor", 1),
+        ("safetensors/two_tensors", 2),
+        ("safetensors/empty", 0),
+    ] {
+        let file = TensorFile::open(&seeds.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        file.verify().unwrap();
+        assert_eq!(file.tensors().count(), tensors, "{name}");
     }
 }
 

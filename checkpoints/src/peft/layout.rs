@@ -1,0 +1,159 @@
+//! Tensors of a list of adapters between the model's layout and that of the file: LoRA factors are
+//! stored as PEFT has them, whatever else is in the file; all other tensors are stored as they are.
+
+use indexmap::IndexMap;
+
+use super::AdapterSettings;
+use crate::error::{Error, Result};
+use crate::lora::PackedLayout;
+use crate::tensor::HostTensor;
+
+/// The model's tensors as they are stored in a file with these adapters.
+///
+/// # Errors
+/// When LoRA factors belong to no entry of the list, or have another shape than it says.
+pub fn to_file_layout<'a>(
+    adapters: &[AdapterSettings],
+    tensors: impl IntoIterator<Item = (String, HostTensor<'a>)>,
+) -> Result<Vec<(String, HostTensor<'a>)>> {
+    let mut stored = Vec::new();
+    for (name, tensor) in tensors {
+        match layout_of(adapters, &name)? {
+            Some(layout) => stored.extend(layout.to_peft([(name, tensor)])?),
+            None => stored.push((name, tensor)),
+        }
+    }
+    Ok(stored)
+}
+
+/// The inverse of [`to_file_layout`].
+///
+/// # Errors
+/// As there, and when an update mixes query, key and value.
+pub fn from_file_layout<'a>(
+    adapters: &[AdapterSettings],
+    tensors: impl IntoIterator<Item = (String, HostTensor<'a>)>,
+) -> Result<IndexMap<String, HostTensor<'a>>> {
+    let mut ours = IndexMap::new();
+    for (name, tensor) in tensors {
+        match layout_of(adapters, &name)? {
+            Some(layout) => ours.extend(layout.from_peft([(name, tensor)])?),
+            None => drop(ours.insert(name, tensor)),
+        }
+    }
+    Ok(ours)
+}
+
+/// The packing of the LoRA factors of the layer that a tensor belongs to; `None` for tensors that
+/// are stored as they are.
+fn layout_of(adapters: &[AdapterSettings], name: &str) -> Result<Option<PackedLayout>> {
+    let of_factor = [".lora_A", ".lora_B", ".lora_A.weight", ".lora_B.weight"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    let of_bias = name.ends_with(".in_proj_bias") || name.ends_with(".base_layer.bias");
+    if !of_factor && !of_bias {
+        return Ok(None);
+    }
+    let layer = layer_of(name);
+    let carries = |adapter: &&AdapterSettings| {
+        layer.is_some_and(|layer| adapter.layers().is_some_and(|list| list.contains(&layer)))
+    };
+    let layout = adapters
+        .iter()
+        .filter(carries)
+        .find_map(AdapterSettings::packed_layout);
+    if layout.is_none() && of_factor {
+        return Err(Error::Lora {
+            name: name.to_owned(),
+            reason: "no LoRA of the settings has this layer".to_owned(),
+        });
+    }
+    Ok(layout)
+}
+
+/// The index in `….layers.{i}.…`.
+fn layer_of(name: &str) -> Option<usize> {
+    let (_, rest) = name.split_once("layers.")?;
+    rest.split_once('.')?.0.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peft::Target;
+
+    fn lora(layers: &[usize], r: usize, targets: &[Target]) -> AdapterSettings {
+        AdapterSettings::Lora {
+            layers: layers.to_vec(),
+            r,
+            lora_alpha: 1.0,
+            targets: targets.to_vec(),
+            train_qkv_bias: true,
+        }
+    }
+
+    fn numbers(shape: &[usize], from: usize) -> HostTensor<'static> {
+        let count: usize = shape.iter().product();
+        let values: Vec<f32> = (from..from + count).map(|x| x as f32).collect();
+        HostTensor::from_f32(shape.to_vec(), &values)
+    }
+
+    #[test]
+    fn each_layer_is_packed_by_its_own_entry_and_reads_back() {
+        let adapters = [
+            lora(&[0], 2, &[Target::Q, Target::V]),
+            lora(&[3], 1, &[Target::K]),
+            AdapterSettings::Encoder {
+                layers: vec![0],
+                mlp_ratio: 0.5,
+                skip_connect: true,
+            },
+        ];
+        let d = 3;
+        let named = |layer: usize, end: &str| format!("t.layers.{layer}.self_attn.{end}");
+        let ours: IndexMap<String, HostTensor<'_>> = [
+            (named(0, "Wqkv.lora_A"), numbers(&[4, d], 1)),
+            (named(0, "Wqkv.lora_B"), numbers(&[2 * d, 2], 20)),
+            (named(0, "in_proj_bias"), numbers(&[3 * d], 40)),
+            (named(1, "in_proj_bias"), numbers(&[3 * d], 60)),
+            (named(3, "Wqkv.lora_A"), numbers(&[1, d], 80)),
+            (named(3, "Wqkv.lora_B"), numbers(&[d, 1], 90)),
+            (
+                "t.layers.0.space_adapter.fc1.weight".to_owned(),
+                numbers(&[1, d], 99),
+            ),
+        ]
+        .into();
+        let stored = to_file_layout(&adapters, ours.clone()).unwrap();
+        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "t.layers.0.self_attn.Wqkv.lora_A.weight",
+                "t.layers.0.self_attn.Wqkv.lora_B.weight",
+                "t.layers.0.self_attn.Wqkv.base_layer.bias",
+                "t.layers.1.self_attn.in_proj_bias",
+                "t.layers.3.self_attn.Wqkv.lora_A.weight",
+                "t.layers.3.self_attn.Wqkv.lora_B.weight",
+                "t.layers.0.space_adapter.fc1.weight",
+            ]
+        );
+        assert_eq!(stored[1].1.shape, [3 * d, 4]);
+        assert_eq!(stored[5].1.shape, [3 * d, 1]);
+        assert_eq!(from_file_layout(&adapters, stored).unwrap(), ours);
+    }
+
+    #[test]
+    fn factors_of_a_layer_without_lora_are_refused() {
+        let adapters = [lora(&[0], 1, &[Target::Q])];
+        let tensors = [(
+            "t.layers.1.self_attn.Wqkv.lora_A".to_owned(),
+            numbers(&[1, 2], 0),
+        )];
+        let error = to_file_layout(&adapters, tensors).unwrap_err();
+        assert!(
+            matches!(&error, Error::Lora { name, .. } if name.contains("layers.1")),
+            "{error:?}"
+        );
+    }
+}

@@ -1,0 +1,64 @@
+//! Taking the result apart: the tensors of a state dict.
+
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use super::machine::Machine;
+use super::object::{Id, Object};
+use super::{Records, Result, TENSORS_MAX, limit, malformed};
+
+impl Machine<'_> {
+    pub(super) fn state_dict(&self, root: Id) -> Result<Records> {
+        let Object::Dict(entries) = self.object(root) else {
+            return malformed(format!(
+                "it holds {}, not a dict of tensors",
+                self.object(root).kind()
+            ));
+        };
+        let mut entries = entries;
+        for wanted in ["model_state_dict", "state_dict"] {
+            let nested = entries.iter().find_map(|&(key, value)| {
+                let named = matches!(self.object(key), Object::Text(text) if **text == *wanted);
+                match self.object(value) {
+                    Object::Dict(inner) if named => Some(inner),
+                    _ => None,
+                }
+            });
+            if let Some(inner) = nested {
+                entries = inner;
+                break;
+            }
+        }
+        let mut records = Records::default();
+        let mut names = HashSet::new();
+        for &(key, value) in entries {
+            let name = self.text_of(key)?;
+            match self.object(value) {
+                Object::Tensor(tensor) => {
+                    records.tensors.push((name.to_string(), Rc::clone(tensor)));
+                }
+                other => records.others.push(format!("{name} ({})", other.kind())),
+            }
+            if records.tensors.len() > TENSORS_MAX {
+                return limit(format!("it has more than {TENSORS_MAX} tensors"));
+            }
+            // Checked here, not by the caller, because repetition is what memo entries make cheap.
+            if !names.insert(name) {
+                return malformed("a key of its dict appears twice");
+            }
+        }
+        if records.tensors.is_empty() {
+            return malformed(format!(
+                "its dict holds no tensors, only [{}]",
+                records
+                    .others
+                    .iter()
+                    .take(10)
+                    .cloned()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ));
+        }
+        Ok(records)
+    }
+}
