@@ -19,7 +19,9 @@ pub(super) fn highly_variable(
     batches: &Batches,
     n_top: usize,
 ) -> Result<HvgTable> {
-    let moments = Moments::of(&Logged(cells), batches)?;
+    // The reference squares in single precision. Differences of nearly equal dispersions follow, which
+    // are divided by others: in the end it shows in the fourth digit.
+    let moments = Moments::of(&Logged(cells), batches, |value| f64::from(value * value))?;
     if let ([only], true) = (moments.as_slice(), batches.is_whole()) {
         let stats = Stats::of(only, &all_genes(only), n_top);
         return Ok(HvgTable {
@@ -67,7 +69,7 @@ fn combined(stats: &[Stats], genes: usize, n_top: usize) -> HvgTable {
     let n_batches: Vec<u32> = (0..genes)
         .map(|gene| stats.iter().map(|s| u32::from(s.selected[gene])).sum())
         .collect();
-    let mut order = descending(&normalised);
+    let mut order = descending(&normalised.iter().copied().map(rounded).collect::<Vec<_>>());
     order.sort_by(|&a, &b| n_batches[b].cmp(&n_batches[a]));
     let mut selected = vec![false; genes];
     for &gene in order.iter().take(n_top) {
@@ -151,9 +153,16 @@ impl Stats {
             return;
         };
         for &gene in genes {
-            self.selected[gene] = self.normalised[gene] >= least;
+            self.selected[gene] = rounded(self.normalised[gene]) >= rounded(least);
         }
     }
+}
+
+/// In each bin one gene lies just as far from the centre as the scale says, or two do. Such genes of
+/// different bins are equally dispersed: rounding, which depends on the machine's logarithm, must not
+/// choose among them.
+fn rounded(normalised: f64) -> f64 {
+    (normalised * 1e9).round()
 }
 
 /// A quantile of sorted values by linear interpolation, rounded as numpy does: whether a gene is in the

@@ -186,7 +186,9 @@ fn least_squares(mut columns: [Vec<f64>; TERMS], target: &[f64]) -> ([f64; TERMS
         let norm = dot(column, column).sqrt();
         if norm > 0.0 {
             *length = norm;
-            column.iter_mut().for_each(|v| *v /= norm);
+            for value in column {
+                *value /= norm;
+            }
         }
     }
     let mut turned = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]];
@@ -219,10 +221,7 @@ fn orthogonalise(columns: &mut [Vec<f64>; TERMS], turned: &mut [[f64; TERMS]; TE
     for _ in 0..SWEEPS {
         let mut done = true;
         for (p, q) in [(0, 1), (0, 2), (1, 2)] {
-            let (a, b) = (
-                dot(&columns[p], &columns[p]),
-                dot(&columns[q], &columns[q]),
-            );
+            let (a, b) = (dot(&columns[p], &columns[p]), dot(&columns[q], &columns[q]));
             let c = dot(&columns[p], &columns[q]);
             if c.abs() <= f64::EPSILON * (a * b).sqrt() || c == 0.0 {
                 continue;
@@ -294,7 +293,10 @@ mod tests {
         let fit = loess(&x, &y, 0.3).unwrap();
         for (place, wanted) in DLOESS {
             let found = fit.fitted[place];
-            assert!((found - wanted).abs() < 1e-9 * wanted.abs(), "{place}: {found} {wanted}");
+            assert!(
+                (found - wanted).abs() < 1e-9 * wanted.abs(),
+                "{place}: {found} {wanted}"
+            );
         }
     }
 
@@ -311,7 +313,10 @@ mod tests {
         let x: Vec<f64> = (0..40).map(|i| f64::from(i % 2)).collect();
         let y: Vec<f64> = x.iter().map(|x| 1.0 + x).collect();
         let error = loess(&x, &y, 0.3).unwrap_err();
-        assert!(matches!(error, LoessError::ZeroWidth { neighbours: 12, .. }), "{error:?}");
+        assert!(
+            matches!(error, LoessError::ZeroWidth { neighbours: 12, .. }),
+            "{error:?}"
+        );
         let x: Vec<f64> = (0..40).map(|i| f64::from(i / 8)).collect();
         let fit = loess(&x, &x, 0.3).unwrap();
         assert!(fit.singular > 0);

@@ -175,14 +175,24 @@ pub fn highly_variable(
             ));
         }
     }
-    match flavor {
+    let table = match flavor {
         Flavor::SeuratV3 if cells.value_kind() != ValueKind::Counts => Err(Error::hvg(
             "flavor seurat_v3 needs counts, but the values are log-normalised",
             "take a matrix of counts with --layer or --raw, or pass --hvg-flavor cell_ranger",
         )),
         Flavor::SeuratV3 => seurat_v3::highly_variable(cells, batches, n_top),
         Flavor::CellRanger => cell_ranger::highly_variable(cells, batches, n_top),
+    }?;
+    if table.selected.contains(&true) {
+        return Ok(table);
     }
+    Err(Error::hvg(
+        format!(
+            "no gene stands out: {} genes are too few to compare each with others of like mean",
+            cells.genes()
+        ),
+        "drop fewer genes with --vocab and --min-counts, or leave --hvg out",
+    ))
 }
 
 /// The median; the mean of the two in the middle when their number is even. Not a number of nothing.
@@ -243,6 +253,12 @@ mod tests {
         refuse(counts, &whole, Flavor::SeuratV3, 3, "0 genes vary");
         let names = ["left", "right"].map(String::from);
         let uneven = Batches::new(&[0, 1, 1, 1, 0], &names);
-        refuse(counts, &uneven, Flavor::CellRanger, 3, "batch `left` has 2 cells");
+        refuse(
+            counts,
+            &uneven,
+            Flavor::CellRanger,
+            3,
+            "batch `left` has 2 cells",
+        );
     }
 }

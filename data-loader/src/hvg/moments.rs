@@ -23,8 +23,12 @@ impl Moments {
         }
     }
 
-    /// The moments of each batch.
-    pub(super) fn of(cells: &dyn Cells, batches: &Batches) -> Result<Vec<Self>> {
+    /// The moments of each batch. `square` says in which precision values are squared.
+    pub(super) fn of(
+        cells: &dyn Cells,
+        batches: &Batches,
+        square: fn(f32) -> f64,
+    ) -> Result<Vec<Self>> {
         let mut all = vec![Self::new(cells.genes()); batches.len()];
         let mut number = 0;
         cells.visit(&mut |genes, values| {
@@ -32,9 +36,9 @@ impl Moments {
             number += 1;
             batch.cells += 1;
             for (&gene, &value) in genes.iter().zip(values) {
-                let (gene, value) = (gene as usize, f64::from(value));
-                batch.sums[gene] += value;
-                batch.squares[gene] += value * value;
+                let gene = gene as usize;
+                batch.sums[gene] += f64::from(value);
+                batch.squares[gene] += square(value);
                 batch.expressed[gene] += 1;
             }
         })?;
@@ -63,9 +67,13 @@ impl Moments {
     /// in all cells has variance zero exactly.
     pub(super) fn variances(&self) -> Vec<f64> {
         let n = self.cells as f64;
+        let unbiased = n / (n - 1.0);
         let pairs = self.sums.iter().zip(&self.squares);
         pairs
-            .map(|(sum, squares)| ((squares - sum * (sum / n)) / (n - 1.0)).max(0.0))
+            .map(|(sum, squares)| {
+                let mean = sum / n;
+                ((squares / n - mean * mean) * unbiased).max(0.0)
+            })
             .collect()
     }
 }

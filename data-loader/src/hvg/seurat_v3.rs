@@ -14,7 +14,7 @@ pub(super) fn highly_variable(
     batches: &Batches,
     n_top: usize,
 ) -> Result<HvgTable> {
-    let moments = Moments::of(cells, batches)?;
+    let moments = Moments::of(cells, batches, |count| f64::from(count) * f64::from(count))?;
     let mut curves = Vec::with_capacity(moments.len());
     for (number, batch) in moments.iter().enumerate() {
         curves.push(Curve::fit(batch, batches.name(number))?);

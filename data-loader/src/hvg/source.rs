@@ -1,9 +1,9 @@
 //! Where the cells come from.
 
 use super::Cells;
+use crate::Result;
 use crate::corpus::{Corpus, ValueKind};
 use crate::order::Selection;
-use crate::Result;
 
 /// Some cells and genes of a corpus, read row group by row group.
 #[derive(Debug)]
