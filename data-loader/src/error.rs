@@ -100,6 +100,14 @@ pub enum Error {
         /// What to do, or empty.
         help: String,
     },
+    /// Variable genes cannot be found among these cells.
+    #[error("variable genes: {problem}{}", help_line(help))]
+    Hvg {
+        /// What was expected and what was found.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
     /// The output is already there.
     #[error("`{}` exists already\nhelp: choose another output, or pass --overwrite to replace it", path.display())]
     OutputExists {
@@ -168,6 +176,13 @@ impl Error {
 
     pub(crate) fn options(problem: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Options {
+            problem: problem.into(),
+            help: help.into(),
+        }
+    }
+
+    pub(crate) fn hvg(problem: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Hvg {
             problem: problem.into(),
             help: help.into(),
         }

@@ -31,6 +31,15 @@ impl GeneTable {
         self.symbols.is_empty()
     }
 
+    /// Some of the genes, in the order given.
+    pub fn subset(&self, genes: impl IntoIterator<Item = usize>) -> Self {
+        let (symbols, ensembl) = genes
+            .into_iter()
+            .map(|gene| (self.symbols[gene].clone(), self.ensembl[gene].clone()))
+            .unzip();
+        Self { symbols, ensembl }
+    }
+
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let schema = Arc::new(Schema::new(vec![
             Field::new("index", DataType::UInt32, false),

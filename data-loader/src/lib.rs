@@ -12,6 +12,7 @@ pub mod batch;
 pub mod corpus;
 mod error;
 pub mod genes;
+pub mod hvg;
 pub mod import;
 pub mod order;
 pub mod pipeline;

@@ -19,7 +19,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Make a corpus from an .h5ad file.
-    Import(cli::import::Args),
+    Import(Box<cli::import::Args>),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
     /// Check the hashes and every cell of a corpus.

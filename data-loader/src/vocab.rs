@@ -1,6 +1,7 @@
 //! The tokens a backbone knows, and how the genes of a corpus map to them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 use crate::genes::GeneTable;
 use crate::{Error, Result};
@@ -63,6 +64,27 @@ impl Vocab {
     pub fn from_tokens(tokens: Vec<String>) -> Self {
         let ids = tokens.iter().cloned().zip(0..).collect();
         Self { tokens, ids }
+    }
+
+    /// The tokens of a `vocab.json`, an object from token to id, to choose genes by: special tokens may
+    /// be missing and ids may have gaps, so that ids of the result mean nothing.
+    pub(crate) fn read_json(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let fail = |problem: String| Error::Import {
+            path: path.to_owned(),
+            place: String::new(),
+            problem,
+            help: "a vocab.json is one JSON object from token to id".to_owned(),
+        };
+        let ids: HashMap<String, u64> = serde_json::from_slice(&bytes)
+            .map_err(|e| fail(format!("line {}: must map tokens to ids: {e}", e.line())))?;
+        let mut by_id = BTreeMap::new();
+        for (token, id) in ids {
+            if let Some(other) = by_id.insert(id, token.clone()) {
+                return Err(fail(format!("`{other}` and `{token}` both have id {id}")));
+            }
+        }
+        Ok(Self::from_tokens(by_id.into_values().collect()))
     }
 
     /// Number of tokens.

@@ -1,12 +1,14 @@
 //! Preprocessing and tokenising give the reference numbers when they are fed the random numbers that
-//! the reference drew. Cases `binning`, `tokenize_mask`, `preprocess`: every row and variant that the
-//! fixtures hold is compared.
+//! the reference drew. Cases `binning`, `tokenize_mask`, `preprocess`, `hvg`: every row and variant that
+//! the fixtures hold is compared.
 
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
+use scpeft_data::ValueKind;
+use scpeft_data::hvg::{Batches, DenseCells, Flavor, HvgTable, highly_variable};
 use scpeft_data::preprocess::{Binner, Draws, binning, filter_genes, log1p, normalize_total};
 use scpeft_data::tokenize::mask::{MaskOptions, mask_values};
 use scpeft_data::tokenize::{SequenceOptions, Sequencer, Tokens};
@@ -342,5 +344,135 @@ fn masks_are_exact() {
             values.resize(shape[1], -2.0);
             assert_eq!(values, wanted[at], "{name}, row {row}");
         }
+    }
+}
+
+/// A column of the table by the name that the reference gives it.
+fn hvg_column(table: &HvgTable, name: &str) -> Vec<f64> {
+    match name {
+        "means" => table.means.clone(),
+        "variances" | "dispersions" => table.spread.clone(),
+        "variances_norm" | "dispersions_norm" => table.normalised.clone(),
+        "highly_variable_rank" => table.rank.clone(),
+        "highly_variable_nbatches" => table.n_batches.iter().copied().map(f64::from).collect(),
+        "selected" => table.selected.iter().copied().map(f64::from).collect(),
+        other => panic!("the reference stores `{other}`, which is not compared"),
+    }
+}
+
+/// What the reference leaves to chance for each gene: how the last bit of a logarithm is rounded, or
+/// where a sort that is not stable puts equal values.
+struct Chance {
+    /// Genes of the same normalised spread, in the batch where they are most.
+    equals: Vec<usize>,
+    /// Batches in which it is as variable as the last one chosen.
+    on_the_brink: Vec<usize>,
+}
+
+impl Chance {
+    /// Looks at each batch by itself.
+    fn of(counts: &[f32], genes: usize, codes: &[u32], flavor: Flavor, n_top: usize) -> Self {
+        let mut chance = Self {
+            equals: vec![0; genes],
+            on_the_brink: vec![0; genes],
+        };
+        let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
+        let batches: std::collections::BTreeSet<u32> = codes.iter().copied().collect();
+        for batch in batches {
+            let rows = || {
+                counts
+                    .chunks(genes)
+                    .zip(codes)
+                    .filter(|(_, c)| **c == batch)
+            };
+            let expressed = |gene: &usize| rows().any(|(row, _)| row[*gene] > 0.0);
+            let kept: Vec<usize> = (0..genes).filter(expressed).collect();
+            let values: Vec<f32> = rows()
+                .flat_map(|(row, _)| kept.iter().map(|&gene| row[gene]))
+                .collect();
+            let cells = DenseCells::new(&values, kept.len(), ValueKind::Counts);
+            let n_top = n_top.min(kept.len());
+            let table = highly_variable(&cells, &Batches::whole(), flavor, n_top).unwrap();
+            let mut sorted = table.normalised.clone();
+            sorted.retain(|v| !v.is_nan());
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for (&gene, &value) in kept.iter().zip(&table.normalised) {
+                let equal = sorted.iter().filter(|&&v| same(v, value)).count();
+                chance.equals[gene] = chance.equals[gene].max(equal.saturating_sub(1));
+                chance.on_the_brink[gene] += usize::from(same(value, sorted[n_top - 1]));
+            }
+        }
+        chance
+    }
+
+    /// By how much the reference's value of a column may differ.
+    fn allowance(&self, column: &str, gene: usize) -> f64 {
+        match column {
+            "highly_variable_rank" => self.equals[gene] as f64,
+            "highly_variable_nbatches" => self.on_the_brink[gene] as f64,
+            _ => 0.0,
+        }
+    }
+}
+
+#[test]
+fn variable_genes_match_the_reference() {
+    let dir = fixture("scgpt", "hvg");
+    let (inputs, expected) = (
+        Tensors::open(&dir, "inputs.safetensors"),
+        Tensors::open(&dir, "expected.safetensors"),
+    );
+    let case = case(&dir);
+    let n_top = case["n_top_genes"].as_u64().expect("n_top_genes") as usize;
+    let rtol = case["tolerances"]["rtol"].as_f64().expect("rtol");
+    let shape = inputs.get("counts").0;
+    let counts = inputs.floats("counts");
+    let cells = DenseCells::new(&counts, shape[1], ValueKind::Counts);
+    let codes: Vec<u32> = inputs.integers("batch").iter().map(|&b| b as u32).collect();
+    let names: Vec<String> = (0..=codes.iter().copied().max().unwrap_or(0))
+        .map(|b| b.to_string())
+        .collect();
+    let by_batch = (Batches::new(&codes, &names), codes.as_slice());
+    let whole = (Batches::whole(), &vec![0; codes.len()][..]);
+    let mut tables = std::collections::BTreeMap::new();
+    for (name, flavor, batches) in [
+        ("seurat_v3", Flavor::SeuratV3, &whole),
+        ("seurat_v3_batch", Flavor::SeuratV3, &by_batch),
+        ("cell_ranger", Flavor::CellRanger, &whole),
+        ("cell_ranger_batch", Flavor::CellRanger, &by_batch),
+    ] {
+        let (batches, codes) = batches;
+        let table = highly_variable(&cells, batches, flavor, n_top).unwrap();
+        let chance = Chance::of(&counts, shape[1], codes, flavor, n_top);
+        tables.insert(name, (table, chance));
+    }
+    for stored in expected.names() {
+        let (name, column) = stored.split_once('.').expect("case.column");
+        let case = tables.get(name).unwrap_or_else(|| panic!("case `{name}`"));
+        let (table, chance) = case;
+        let found = hvg_column(table, column);
+        let wanted = expected.values(&stored);
+        assert_eq!(found.len(), wanted.len(), "{stored}");
+        for (gene, (found, &wanted)) in found.iter().zip(&wanted).enumerate() {
+            // What is not a number is stored as -1.
+            let found = if found.is_nan() { -1.0 } else { *found };
+            let exact = ["selected", "highly_variable_nbatches"].contains(&column);
+            // A difference from the median can be as near to zero as rounding leaves it.
+            let difference = column == "dispersions_norm";
+            let scale = if difference {
+                wanted.abs().max(1.0)
+            } else {
+                wanted.abs()
+            };
+            let rounding = rtol * scale;
+            let allowed = chance.allowance(column, gene) + if exact { 0.0 } else { rounding };
+            assert!(
+                (found - wanted).abs() <= allowed,
+                "{stored}, gene {gene}: {found} {wanted}"
+            );
+        }
+    }
+    for name in tables.keys() {
+        assert!(expected.has(&format!("{name}.selected")), "{name}");
     }
 }

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use scpeft_data::corpus::WriterOptions;
+use scpeft_data::hvg;
 use scpeft_data::import::{
-    self, ImportOptions, ImportReport, MatrixOption, SplitOptions, ValuesOption,
+    self, FilterOptions, HvgOptions, ImportOptions, ImportReport, MatrixOption, SplitOptions,
+    ValuesOption,
 };
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -15,6 +17,13 @@ enum Values {
     Auto,
     Counts,
     Lognorm,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Flavor {
+    SeuratV3,
+    CellRanger,
 }
 
 #[derive(clap::Args)]
@@ -55,9 +64,65 @@ pub(crate) struct Args {
     /// Cells in a shard
     #[arg(long, value_name = "CELLS", default_value_t = WriterOptions::default().shard_cells)]
     shard_cells: usize,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// Replace an existing corpus
     #[arg(long)]
     overwrite: bool,
+}
+
+/// Which genes and cells are kept: steps in this order.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Genes and cells, step by step")]
+struct FilterArgs {
+    /// Take exactly the genes of this corpus, in its order
+    #[arg(long, value_name = "CORPUS", conflicts_with_all = ["vocab", "min_counts", "hvg"])]
+    genes_like: Option<PathBuf>,
+    /// Count genes of --genes-like that the file lacks as not expressed
+    #[arg(long, requires = "genes_like")]
+    allow_missing_genes: bool,
+    /// Keep genes of this vocab.json (an object from token to id) alone
+    #[arg(long, value_name = "FILE")]
+    vocab: Option<PathBuf>,
+    /// Keep genes with this sum over all cells, or more
+    #[arg(long, value_name = "SUM")]
+    min_counts: Option<u64>,
+    /// Keep cells that express so many of the genes left, or more
+    #[arg(long, value_name = "GENES")]
+    min_genes: Option<u32>,
+    /// Keep the most variable of the genes left
+    #[arg(long, value_name = "GENES")]
+    hvg: Option<usize>,
+    /// How variable genes are found; seurat_v3 needs counts [default: seurat_v3]
+    #[arg(long, value_enum, requires = "hvg")]
+    hvg_flavor: Option<Flavor>,
+    /// Obs column of batches in which genes are ranked separately
+    #[arg(long, value_name = "COLUMN", requires = "hvg")]
+    hvg_batch: Option<String>,
+    /// Keep the genes that this file names too, one symbol or Ensembl id per line
+    #[arg(long, value_name = "FILE", requires = "hvg")]
+    keep_genes: Option<PathBuf>,
+}
+
+impl FilterArgs {
+    fn options(&self) -> FilterOptions {
+        FilterOptions {
+            vocab: self.vocab.clone(),
+            genes_like: self.genes_like.clone(),
+            allow_missing_genes: self.allow_missing_genes,
+            min_counts: self.min_counts,
+            min_genes: self.min_genes,
+            hvg: self.hvg.map(|n_top| HvgOptions {
+                n_top,
+                flavor: match self.hvg_flavor {
+                    Some(Flavor::CellRanger) => hvg::Flavor::CellRanger,
+                    Some(Flavor::SeuratV3) | None => hvg::Flavor::SeuratV3,
+                },
+                batch: self.hvg_batch.clone(),
+            }),
+            keep_genes: self.keep_genes.clone(),
+        }
+    }
 }
 
 impl Args {
@@ -82,6 +147,7 @@ impl Args {
             split: split
                 .map(|text| SplitOptions::parse(text, self.split_seed))
                 .transpose()?,
+            filter: self.filter.options(),
             writer: WriterOptions {
                 row_group_cells: self.row_group_cells,
                 shard_cells: self.shard_cells,

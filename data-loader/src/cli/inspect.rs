@@ -116,6 +116,7 @@ fn print_text(corpus: &Corpus, columns: &[(&ObsColumn, Option<Counts>)]) {
             &source.blake3[..16.min(source.blake3.len())]
         );
     }
+    print_choice(corpus);
     println!("obs columns");
     for (column, counts) in columns {
         let role = match &column.name {
@@ -133,6 +134,28 @@ fn print_text(corpus: &Corpus, columns: &[(&ObsColumn, Option<Counts>)]) {
                 );
                 print_counts(counts);
             }
+        }
+    }
+}
+
+/// How genes and cells were chosen on import, step by step.
+fn print_choice(corpus: &Corpus) {
+    const STEPS: [&str; 8] = [
+        "genes_like",
+        "vocab",
+        "min_counts",
+        "min_genes",
+        "hvg",
+        "keep_genes",
+        "genes",
+        "cells",
+    ];
+    let options = &corpus.manifest().provenance.options;
+    let mut title = "chosen by";
+    for step in STEPS {
+        if let Some(value) = options.get(step) {
+            println!("{title:<12} {step}: {value}");
+            title = "";
         }
     }
 }

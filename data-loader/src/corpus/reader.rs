@@ -11,7 +11,9 @@ use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 
-use super::{Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, ValueKind};
+use super::{
+    Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, ValueKind, obs_array_type,
+};
 use crate::genes::GeneTable;
 use crate::storage::Storage;
 use crate::{Error, Result};
@@ -186,6 +188,26 @@ impl Corpus {
             })?;
         }
         Ok(codes)
+    }
+
+    /// The obs columns with the Arrow types that they have on disk.
+    pub(crate) fn obs_types(&self) -> Result<Vec<(ObsColumn, DataType)>> {
+        let schema = match self.row_groups.first() {
+            Some(_) => Some(self.footer(0)?.schema()),
+            None => None,
+        };
+        let columns = self.manifest.obs.iter().map(|column| {
+            let data_type = match schema {
+                None => obs_array_type(column.kind, false),
+                Some(schema) => schema
+                    .field_with_name(&column.name)
+                    .map_err(|e| self.shard_error(0, e.to_string()))?
+                    .data_type()
+                    .clone(),
+            };
+            Ok((column.clone(), data_type))
+        });
+        columns.collect()
     }
 
     /// The ids of some cells, in the order asked for.

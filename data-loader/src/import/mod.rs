@@ -1,6 +1,9 @@
 //! Making a corpus from files of cells.
 
+mod filter;
 mod h5ad;
+mod panel;
+mod refine;
 pub mod split;
 mod values;
 
@@ -10,6 +13,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::json;
 
+pub use filter::{FilterOptions, HvgOptions};
 pub use split::{SPLIT_COLUMN, SplitOptions};
 pub use values::ValuesOption;
 
@@ -48,6 +52,8 @@ pub struct ImportOptions {
     pub values: ValuesOption,
     /// Parts to deal the cells out to.
     pub split: Option<SplitOptions>,
+    /// Which genes and cells are kept.
+    pub filter: FilterOptions,
     /// How the corpus is cut.
     pub writer: WriterOptions,
 }
@@ -68,7 +74,7 @@ pub struct ImportReport {
 }
 
 /// Imports a file. `progress` is told how many cells are done, and of how many. On an error nothing
-/// is left behind.
+/// is left behind. Filters that depend on all cells need room on the disk for a second corpus.
 ///
 /// # Errors
 /// When the source cannot be used, or the output exists or cannot be written.
@@ -90,7 +96,19 @@ pub fn import(options: &ImportOptions, progress: &mut dyn FnMut(u64, u64)) -> Re
             ));
         }
     }
-    h5ad::import(options, progress)
+    options.filter.check()?;
+    if !options.filter.needs_all_cells() {
+        return h5ad::import(options, progress);
+    }
+    // What is kept follows from all cells: they are imported next to the output first, and then read
+    // from there. An h5ad file cannot be read by column and by row alike, a corpus is read quickly.
+    let scratch = Scratch::new(&options.output)?;
+    let staged = ImportOptions {
+        output: scratch.path().join("staged"),
+        ..options.clone()
+    };
+    h5ad::import(&staged, progress)?;
+    refine::refine(options, &staged.output)
 }
 
 impl ImportOptions {
@@ -130,6 +148,7 @@ impl ImportOptions {
             options: options
                 .into_iter()
                 .map(|(k, v)| (k.to_owned(), v))
+                .chain(self.filter.provenance()?)
                 .collect(),
         })
     }

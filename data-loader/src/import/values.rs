@@ -115,6 +115,31 @@ impl Clean {
         }
     }
 
+    /// Moves the values to other genes, each to at most one; those of genes without a place are dropped.
+    pub(crate) fn relocate(&mut self, places: &[Option<u32>]) {
+        let (mut from, mut kept) = (0, 0);
+        for row in 1..self.offsets.len() {
+            self.order.clear();
+            let end = self.offsets[row] as usize;
+            for at in from..end {
+                if let Some(gene) = places[self.genes[at] as usize] {
+                    self.order.push((gene, self.values[at]));
+                }
+            }
+            from = end;
+            // Sorted already unless the genes come in another order: then this costs next to nothing.
+            self.order.sort_by_key(|&(gene, _)| gene);
+            for &(gene, value) in &self.order {
+                self.genes[kept] = gene;
+                self.values[kept] = value;
+                kept += 1;
+            }
+            self.offsets[row] = kept as i32;
+        }
+        self.genes.truncate(kept);
+        self.values.truncate(kept);
+    }
+
     pub(crate) fn values(&self, kind: ValueKind) -> CellValues {
         match kind {
             ValueKind::Counts => {
@@ -205,5 +230,9 @@ mod tests {
         assert_eq!(clean.offsets, [0, 2, 3]);
         assert_eq!(clean.genes, [1, 3, 0]);
         assert_eq!(clean.values, [7.0, 3.0, 4.0]);
+        clean.relocate(&[None, Some(4), None, Some(0), None, None]);
+        assert_eq!(clean.offsets, [0, 2, 2]);
+        assert_eq!(clean.genes, [0, 4]);
+        assert_eq!(clean.values, [3.0, 7.0]);
     }
 }

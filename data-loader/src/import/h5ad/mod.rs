@@ -12,10 +12,10 @@ use hdf5::Hdf5;
 use matrix::Matrix;
 use obs::Obs;
 
+use super::panel::Panel;
 use super::values::{BadValue, Clean};
 use super::{ImportOptions, ImportReport, MatrixOption, Rows, ValuesOption};
 use crate::corpus::{CellBatch, CorpusWriter, ValueKind};
-use crate::genes::GeneTable;
 use crate::{Error, Result};
 
 /// Cells written at a time.
@@ -50,13 +50,14 @@ pub(super) fn import(
             return Err(file.error(&matrix.place, problem, "the file is damaged"));
         }
     }
-    let genes = genes::gene_table(&var)?;
+    let panel = Panel::choose(genes::gene_table(&var)?, options)?;
     let plan = Obs::plan(&file, &obs, options)?;
     Job {
         file: &file,
         options,
         matrix: &matrix,
-        genes: &genes,
+        var: &var,
+        panel: &panel,
         frame: &obs,
         obs: &plan,
         clean: Clean::default(),
@@ -70,7 +71,8 @@ struct Job<'a> {
     file: &'a Hdf5,
     options: &'a ImportOptions,
     matrix: &'a Matrix,
-    genes: &'a GeneTable,
+    var: &'a Frame,
+    panel: &'a Panel,
     frame: &'a Frame,
     obs: &'a Obs<'a>,
     clean: Clean,
@@ -94,11 +96,10 @@ impl Job<'_> {
             None => self.open(&Rows::default())?,
         };
         let options = self.options;
-        let manifest = writer.finish(
-            options.label.clone(),
-            options.batch.clone(),
-            options.provenance()?,
-        )?;
+        let mut provenance = options.provenance()?;
+        provenance.options.extend(self.panel.provenance.clone());
+        let (label, batch) = (options.label.clone(), options.batch.clone());
+        let manifest = writer.finish(label, batch, provenance)?;
         Ok(ImportReport {
             cells: manifest.n_cells,
             genes: manifest.genes.n,
@@ -120,8 +121,8 @@ impl Job<'_> {
             );
         }
         let schema = self.obs.schema(options);
-        let writer =
-            CorpusWriter::create(&options.output, options.writer, kind, self.genes, schema)?;
+        let genes = &self.panel.genes;
+        let writer = CorpusWriter::create(&options.output, options.writer, kind, genes, schema)?;
         Ok((writer, kind))
     }
 
@@ -137,6 +138,9 @@ impl Job<'_> {
             self.clean
                 .fill(&some, kind)
                 .map_err(|bad| self.bad_value(bad))?;
+            if let Some(places) = &self.panel.places {
+                self.clean.relocate(places);
+            }
             self.nonzeros += self.clean.genes.len() as u64;
             let cells = some.first..some.first + some.len();
             writer.write(&CellBatch {
@@ -158,13 +162,18 @@ impl Job<'_> {
             .ok()
             .and_then(|mut names| names.pop())
             .unwrap_or_else(|| bad.row.to_string());
-        let gene = &self.genes.symbols[bad.gene as usize];
+        // The names of all genes of the file: those of the corpus may be fewer.
+        let genes = genes::gene_table(self.var);
+        let gene = genes.map_or_else(
+            |_| bad.gene.to_string(),
+            |genes| genes.symbols[bad.gene as usize].clone(),
+        );
         let others = other_matrices(self.file, &self.options.matrix);
         bad.into_error(
             self.file.path(),
             &self.matrix.place,
             &cell,
-            gene,
+            &gene,
             self.options.values,
             &others,
         )

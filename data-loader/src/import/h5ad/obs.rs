@@ -40,7 +40,14 @@ struct Kept {
 
 impl<'a> Obs<'a> {
     pub(super) fn plan(file: &Hdf5, frame: &'a Frame, options: &ImportOptions) -> Result<Self> {
-        let asked: Vec<&String> = options.label.iter().chain(&options.batch).collect();
+        let hvg = options.filter.hvg.as_ref();
+        let hvg_batch = hvg.and_then(|hvg| hvg.batch.as_ref());
+        let asked: Vec<&String> = options
+            .label
+            .iter()
+            .chain(&options.batch)
+            .chain(hvg_batch)
+            .collect();
         let wanted: Vec<String> = match &options.obs {
             None => frame.columns().to_vec(),
             Some(list) => {
