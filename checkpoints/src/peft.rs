@@ -89,6 +89,9 @@ pub struct ScpeftRecord {
     /// Names of the classes in the order of the head's outputs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub categories: Vec<String>,
+    /// Names of the batches that the model was told of, in its order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub batches: Vec<String>,
     /// What it was converted from, where it was not trained here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub converted_from: Option<String>,

@@ -14,7 +14,7 @@ use scpeft_model::{Layout, Params, Role, TensorSpec};
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::backbone::{Backbone, to_tensor};
+use crate::backbone::{Backbone, load};
 use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
 use crate::settings;
@@ -35,7 +35,8 @@ pub struct Assembly {
     pub params: Params,
     /// The bound model.
     pub model: Scgpt,
-    /// The backbone it was built on.
+    /// The backbone it was built on. Frozen tensors may be views of its mapped file: it is dropped
+    /// after them, and its directory is never taken out.
     pub backbone: Backbone,
     /// How the backbone's weights were loaded; `None` for random weights.
     pub report: Option<LoadReport>,
@@ -372,12 +373,11 @@ fn build_model(
     let params = Params::build(
         &specs,
         |spec| {
-            let host = backbone
-                .directory
-                .as_ref()
-                .filter(|_| loads(&spec.name))
-                .and_then(|d| d.get(&spec.name));
-            let tensor = host.map(|host| to_tensor(&host)).transpose();
+            let directory = backbone.directory.as_ref().filter(|_| loads(&spec.name));
+            let tensor = match directory {
+                Some(directory) => load(directory, &spec.name),
+                None => Ok(None),
+            };
             // The model crate knows nothing of files: their errors pass around it.
             Ok(tensor.unwrap_or_else(|failure| {
                 failed.get_or_insert(failure);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary};
-use scpeft_checkpoint::{HostTensor, ScgptDirectory, fsx};
+use scpeft_checkpoint::{Dtype, HostTensor, Mapping, ScgptDirectory, fsx};
 use scpeft_config::{Config, Trainable};
 use scpeft_data::{Corpus, Vocab};
 use scpeft_model::backbone::scgpt::{Shape, ValueStyle};
@@ -195,6 +195,35 @@ fn random_args(config: &Config) -> ScgptArgs {
         dropout: config.backbone.dropout,
         others,
     }
+}
+
+/// A tensor of an opened directory, in place where the file has it in f32: a view of the mapped
+/// file, without a copy. The view is valid as long as `directory` lives.
+///
+/// # Errors
+/// When its type is no floating type.
+pub(crate) fn load(directory: &ScgptDirectory, name: &str) -> Result<Option<Tensor>> {
+    let mapped = directory.mapped(name).and_then(Mapping::in_place);
+    let Some(mapped) = mapped.filter(|m| m.dtype() == Dtype::F32) else {
+        return directory.get(name).map(|host| to_tensor(&host)).transpose();
+    };
+    let shape: Vec<i64> = mapped.shape().iter().map(|&n| n as i64).collect();
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    // SAFETY: aligned, row-major f32 elements of the map, which `directory` keeps; the map is
+    // private to this process, and frozen tensors are never written to.
+    let view = unsafe {
+        Tensor::f_from_blob(
+            mapped.as_mut_ptr().cast_const(),
+            &shape,
+            &strides,
+            Kind::Float,
+            tch::Device::Cpu,
+        )
+    }?;
+    Ok(Some(view))
 }
 
 /// A tensor from its bytes, as f32 on the CPU.

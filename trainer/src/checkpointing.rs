@@ -2,19 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use indexmap::IndexMap;
-use scpeft_checkpoint::lora::{MODULE, PackedLayout};
-use scpeft_checkpoint::peft::{FORMAT_VERSION, ScpeftRecord};
-use scpeft_checkpoint::{
-    AdapterConfig, CheckpointStore, HostTensor, TensorFile, fsx, read_adapter, write_adapter,
-    write_safetensors,
-};
+use scpeft_checkpoint::{CheckpointStore, TensorFile, fsx, write_safetensors};
 use scpeft_collective::Collective;
-use scpeft_config::{AdapterKind, Config, Resolved, Target, Trainable};
-use scpeft_model::Params;
+use scpeft_config::{Config, Resolved};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::adapter_file;
 use crate::args::RunArgs;
 use crate::assembly::Assembly;
 use crate::backbone::{to_host, to_tensor};
@@ -24,7 +18,6 @@ use crate::optim::Adam;
 use crate::selection::ModelSelection;
 
 const STATE_VERSION: u32 = 1;
-const ADAPTER: &str = "adapter";
 const TRAINER: &str = "trainer.safetensors";
 const STATE: &str = "state.json";
 const FIRST_MOMENT: &str = "adam.first_moment";
@@ -258,11 +251,7 @@ impl Saver {
             identity: Identity::of(config, assembly),
         };
         let saved = self.store.save(step, |dir| -> Result<()> {
-            write_adapter(
-                &dir.join(ADAPTER),
-                &adapter_config(config, assembly),
-                &adapter_tensors(config, assembly)?,
-            )?;
+            adapter_file::write(dir, config, assembly)?;
             let moments = [
                 (FIRST_MOMENT.to_owned(), to_host(first)?),
                 (SECOND_MOMENT.to_owned(), to_host(second)?),
@@ -285,7 +274,7 @@ impl Saver {
     /// When it cannot be read.
     pub(crate) fn adapter_bytes(&self) -> Result<u64> {
         let Some(path) = &self.last else { return Ok(0) };
-        Ok(fsx::files_below(&path.join(ADAPTER))?
+        Ok(fsx::files_below(&adapter_file::directory(path))?
             .iter()
             .map(|(_, bytes)| bytes)
             .sum())
@@ -319,7 +308,13 @@ pub(crate) fn restore(
     state
         .identity
         .require_same(&Identity::of(config, assembly), path)?;
-    restore_adapter(&path.join(ADAPTER), config, &assembly.params)?;
+    adapter_file::restore(
+        &adapter_file::directory(path),
+        config,
+        assembly.backbone.shape.n_layers,
+        &assembly.params,
+    )?;
+    assembly.model.constrain()?;
     let moments = TensorFile::open(&path.join(TRAINER))?;
     let moment = |name: &str| -> Result<tch::Tensor> {
         Ok(to_tensor(&moments.get(name)?)?.f_to_device(assembly.params.device())?)
@@ -331,160 +326,4 @@ pub(crate) fn restore(
     )?;
     selection.resume(&state.selection);
     Ok(state.cursor)
-}
-
-/// Overwrites the trainable tensors by those of an adapter directory; both must name the same.
-///
-/// # Errors
-/// When a tensor is missing, has another shape, or is not one of the model's.
-pub(crate) fn restore_adapter(dir: &Path, config: &Config, params: &Params) -> Result<()> {
-    let (_, tensors) = read_adapter(dir)?;
-    let tensors = match packed_layout(config) {
-        Some(layout) => layout.from_peft(tensors)?,
-        None => tensors,
-    };
-    require_same_names(dir, &tensors, params)?;
-    for (name, host) in &tensors {
-        params.set_trainable(name, &to_tensor(host)?)?;
-    }
-    Ok(())
-}
-
-fn require_same_names(
-    dir: &Path,
-    tensors: &IndexMap<String, HostTensor<'_>>,
-    params: &Params,
-) -> Result<()> {
-    let missing: Vec<&str> = params
-        .slots()
-        .iter()
-        .map(|s| s.name.as_str())
-        .filter(|n| !tensors.contains_key(*n))
-        .collect();
-    let extra: Vec<&str> = tensors
-        .keys()
-        .map(String::as_str)
-        .filter(|n| !params.slots().iter().any(|s| s.name == *n))
-        .collect();
-    if missing.is_empty() && extra.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::weights(format!(
-        "`{}` does not fit the model: {} trainable tensor(s) missing [{}], {} unknown [{}]\n\
-         help: use the configuration that the adapter was trained with",
-        dir.display(),
-        missing.len(),
-        missing.join(", "),
-        extra.len(),
-        extra.join(", ")
-    )))
-}
-
-/// How the run's LoRA factors are packed; `None` for other adapters.
-fn packed_layout(config: &Config) -> Option<PackedLayout> {
-    let a = &config.adapter;
-    a.kind.has(AdapterKind::Lora).then(|| PackedLayout {
-        enabled: [Target::Q, Target::K, Target::V].map(|t| a.targets.contains(&t)),
-        r: a.r,
-    })
-}
-
-fn adapter_tensors(
-    config: &Config,
-    assembly: &Assembly,
-) -> Result<Vec<(String, HostTensor<'static>)>> {
-    let params = &assembly.params;
-    let tensors: Vec<(String, HostTensor<'static>)> = params
-        .slots()
-        .iter()
-        .map(|slot| Ok((slot.name.clone(), to_host(&params.get(&slot.name)?)?)))
-        .collect::<Result<_>>()?;
-    Ok(match packed_layout(config) {
-        Some(layout) => layout.to_peft(tensors)?,
-        None => tensors,
-    })
-}
-
-/// `adapter_config.json`.
-fn adapter_config(config: &Config, assembly: &Assembly) -> AdapterConfig {
-    let a = &config.adapter;
-    let layers = a.layers.indices(assembly.backbone.shape.n_layers).ok();
-    let heads: Vec<String> = {
-        let mut modules: Vec<String> = assembly
-            .params
-            .iter()
-            .filter(|(_, _, role, trainable)| *trainable && *role == scpeft_model::Role::Head)
-            .filter_map(|(name, ..)| name.split('.').next().map(str::to_owned))
-            .collect();
-        modules.dedup();
-        modules
-    };
-    let record = ScpeftRecord {
-        format_version: FORMAT_VERSION,
-        adapter: json!(a),
-        backbone_fingerprint: assembly.backbone.fingerprint.clone(),
-        task: config.task.kind.as_str().to_owned(),
-        label: config.data.label.clone(),
-        categories: assembly.task.classes().to_vec(),
-        ..ScpeftRecord::default()
-    };
-    let base = AdapterConfig {
-        base_model_name_or_path: Some(assembly.backbone.origin.clone()),
-        inference_mode: true,
-        modules_to_save: Some(heads),
-        scpeft: Some(record),
-        ..AdapterConfig::default()
-    };
-    let layout = packed_layout(config);
-    match (config.task.trainable, &layout) {
-        (Trainable::Adapter, Some(layout)) => AdapterConfig {
-            peft_type: "LORA".into(),
-            r: Some(layout.peft_r()),
-            lora_alpha: Some(layout.peft_alpha(a.lora_alpha)),
-            target_modules: Some(vec![MODULE.to_owned()]),
-            layers_to_transform: layers,
-            bias: Some(
-                if a.train_qkv_bias {
-                    "lora_only"
-                } else {
-                    "none"
-                }
-                .to_owned(),
-            ),
-            ..base
-        },
-        (Trainable::Adapter, None) => AdapterConfig {
-            peft_type: format!("SCPEFT_{}", a.kind.to_string().to_uppercase()),
-            layers_to_transform: layers,
-            ..base
-        },
-        (Trainable::All, _) => AdapterConfig {
-            peft_type: "SCPEFT_FULL".into(),
-            ..base
-        },
-        _ => AdapterConfig {
-            peft_type: "SCPEFT_HEAD".into(),
-            ..base
-        },
-    }
-}
-
-/// The record of the adapter in a checkpoint: classes and label column.
-///
-/// # Errors
-/// When the file is missing or was written by something else.
-pub(crate) fn read_record(checkpoint: &Path) -> Result<ScpeftRecord> {
-    let dir = checkpoint.join(ADAPTER);
-    let config = scpeft_checkpoint::peft::read_adapter_config(&dir)?;
-    config.scpeft.ok_or_else(|| {
-        Failure::weights(format!(
-            "`{}` was not written by scpeft: it does not say what was learned",
-            dir.display()
-        ))
-    })
-}
-
-/// The adapter directory of a checkpoint.
-pub(crate) fn adapter_dir(checkpoint: &Path) -> PathBuf {
-    checkpoint.join(ADAPTER)
 }

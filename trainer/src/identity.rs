@@ -23,11 +23,12 @@ pub(crate) struct Identity {
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
 /// things), how fast they are read, how often the run looks up, and when it stops.
-const MAY_CHANGE: [&str; 15] = [
+const MAY_CHANGE: [&str; 16] = [
     "run.dir",
     "run.name",
     "run.device",
     "run.threads",
+    "run.recompute",
     "data.corpus",
     "data.test",
     "data.loader_threads",

@@ -5,6 +5,7 @@
 //! (stop, skip, early stop, best) branches on values reduced over the ranks, so that every rank
 //! takes the same branch.
 
+mod adapter_file;
 pub mod args;
 pub mod assembly;
 pub mod backbone;

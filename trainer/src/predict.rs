@@ -24,7 +24,8 @@ use tch::{Device, Kind, Tensor};
 use crate::Outcome;
 use crate::args::PredictArgs;
 use crate::assembly::Assembly;
-use crate::checkpointing::{self, RunDir, broadcast_path};
+use crate::adapter_file;
+use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
@@ -144,7 +145,7 @@ impl Predictor {
         if let Some(corpus) = &args.corpus {
             config.data.corpus.clone_from(corpus);
         }
-        let record = checkpointing::read_record(checkpoint)?;
+        let record = adapter_file::read_record(checkpoint)?;
         if args.no_labels {
             config.data.label = None;
         }
@@ -162,11 +163,13 @@ impl Predictor {
                 record.backbone_fingerprint
             )));
         }
-        checkpointing::restore_adapter(
-            &checkpointing::adapter_dir(checkpoint),
+        adapter_file::restore(
+            &adapter_file::directory(checkpoint),
             &config,
+            assembly.backbone.shape.n_layers,
             &assembly.params,
         )?;
+        assembly.model.constrain()?;
         let split = args
             .split
             .clone()
