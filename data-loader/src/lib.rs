@@ -18,6 +18,7 @@ pub mod order;
 pub mod pipeline;
 pub mod preprocess;
 pub mod rng;
+pub mod sampler;
 mod storage;
 pub mod tokenize;
 pub mod verify;
@@ -29,8 +30,9 @@ pub use error::{Error, Result};
 pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
 pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
+pub use sampler::Sampler;
 pub use tokenize::{
     Tokenizer,
-    scgpt::{ScgptOptions, ScgptTokenizer},
+    scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };
 pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};
