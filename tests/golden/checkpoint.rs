@@ -4,23 +4,29 @@ use std::collections::HashMap;
 
 use scpeft_checkpoint::ScgptDirectory;
 use scpeft_model::adapter::{AdapterOptions, EncoderOptions, LayerSelection};
-use scpeft_model::backbone::scgpt::{Blueprint, Heads, Inputs, Scgpt, Shape};
-use scpeft_model::exec::Dropout;
-use scpeft_model::{Params, Role};
+use scpeft_model::backbone::scgpt::{
+    Blueprint, Classifier, Heads, InputOptions, Inputs, Mvc, Scgpt, Shape,
+};
+use scpeft_model::exec::{ExecutorKind, Pass};
+use scpeft_model::{Layout, Params, Role};
 use scpeft_tests::{case, fixture};
 use scpeft_trainer::backbone::to_tensor;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 type Tensors = HashMap<String, Tensor>;
 
 /// Loads the model that `heads` and `adapters` describe from the directory; what the directory
 /// does not hold comes from `rest`.
-fn load(heads: Heads, adapters: Vec<AdapterOptions>, rest: &Tensors) -> Scgpt {
+fn load(mut heads: Heads, adapters: Vec<AdapterOptions>, rest: &Tensors) -> Scgpt {
     let directory =
         ScgptDirectory::open(&fixture("scgpt", "checkpoint_flash")).expect("the published files");
     let args = directory.args();
     let pad = directory.vocabulary().id("<pad>").expect("a padding token");
+    if let Some(classifier) = &mut heads.classifier {
+        classifier.layers = args.n_layers_cls;
+    }
     let blueprint = Blueprint {
+        inputs: InputOptions::default(),
         shape: Shape {
             vocab: directory.vocabulary().len() as i64,
             d_model: args.embsize as i64,
@@ -29,10 +35,7 @@ fn load(heads: Heads, adapters: Vec<AdapterOptions>, rest: &Tensors) -> Scgpt {
             n_layers: args.nlayers,
             pad_id: pad as i64,
         },
-        heads: Heads {
-            classifier_layers: args.n_layers_cls,
-            ..heads
-        },
+        heads,
         adapters,
     };
     let params = Params::build(
@@ -54,12 +57,10 @@ fn load(heads: Heads, adapters: Vec<AdapterOptions>, rest: &Tensors) -> Scgpt {
             }))
         },
         |_| false,
-        0,
-        Device::Cpu,
-        0,
+        Layout::cpu(0),
     )
     .expect("a model");
-    Scgpt::bind(&blueprint, &params).expect("a bound model")
+    Scgpt::bind(&blueprint, &params, ExecutorKind::Plain).expect("a bound model")
 }
 
 fn read(name: &str) -> Tensors {
@@ -91,38 +92,27 @@ fn a_published_directory_gives_the_reference_outputs() {
         read("expected.safetensors"),
         read("weights.safetensors"),
     );
-    let batch = Inputs {
-        gene_ids: inputs["gene_ids"].shallow_clone(),
-        values: inputs["values"].shallow_clone(),
-        padding: Some(inputs["src_key_padding_mask"].to_kind(Kind::Bool)),
-    };
+    let batch = Inputs::new(
+        inputs["gene_ids"].shallow_clone(),
+        inputs["values"].shallow_clone(),
+        Some(inputs["src_key_padding_mask"].to_kind(Kind::Bool)),
+    );
     let plain = load(
         Heads {
-            mvc: true,
+            mvc: Some(Mvc::default()),
             ..Heads::default()
         },
         Vec::new(),
         &rest,
     );
-    let encoded = plain.encode(&batch, Dropout::OFF).expect("a forward pass");
+    let encoded = plain
+        .encode(&batch, Pass::EVALUATION)
+        .expect("a forward pass");
     close(&expected, "plain.cell_emb", &encoded.cell);
-    close(
-        &expected,
-        "plain.mlm_output",
-        &plain
-            .expression
-            .forward(&encoded.hidden)
-            .expect("a decoder")
-            .prediction,
-    );
-    let mvc = plain.mvc.as_ref().expect("the head asked for");
-    close(
-        &expected,
-        "plain.mvc_output",
-        &mvc.forward(&encoded.cell, &encoded.genes)
-            .expect("a head")
-            .prediction,
-    );
+    let tokens = plain.heads.expression(&encoded, &batch).expect("a decoder");
+    close(&expected, "plain.mlm_output", &tokens.prediction);
+    let cells = plain.heads.mvc(&encoded, &batch).expect("a head");
+    close(&expected, "plain.mvc_output", &cells.prediction);
 
     let details = case(&fixture("scgpt", "checkpoint_flash"));
     let adapter = &details["adapter_config"];
@@ -135,32 +125,22 @@ fn a_published_directory_gives_the_reference_outputs() {
         skip_connect: adapter["skip_connect"] == true,
         zero_init: false,
     });
-    let classes = details["config"]["n_cls"].as_i64();
+    let classes = details["config"]["n_cls"].as_i64().expect("classes");
     let adapted = load(
         Heads {
-            classes,
+            classifier: Some(Classifier { classes, layers: 0 }),
             ..Heads::default()
         },
         vec![encoder],
         &rest,
     );
     let encoded = adapted
-        .encode(&batch, Dropout::OFF)
+        .encode(&batch, Pass::EVALUATION)
         .expect("a forward pass");
     close(&expected, "encoder.cell_emb", &encoded.cell);
-    let head = adapted.classifier.as_ref().expect("the head asked for");
-    close(
-        &expected,
-        "encoder.cls_output",
-        &head.forward(&encoded.cell).expect("a head"),
-    );
-    close(
-        &expected,
-        "encoder.mlm_output",
-        &adapted
-            .expression
-            .forward(&encoded.hidden)
-            .expect("a decoder")
-            .prediction,
-    );
+    let logits = adapted.heads.classify(&encoded).expect("a head");
+    close(&expected, "encoder.cls_output", &logits);
+    let tokens = adapted.heads.expression(&encoded, &batch);
+    let tokens = tokens.expect("a decoder");
+    close(&expected, "encoder.mlm_output", &tokens.prediction);
 }

@@ -14,6 +14,8 @@ use scpeft_data::{GeneTable, ValueKind};
 
 /// Names of the types, in code order.
 pub const TYPES: [&str; 3] = ["B cell", "Monocyte", "T cell"];
+/// Names of the donors, in code order.
+pub const DONORS: [&str; 2] = ["donor-1", "donor-2"];
 /// Genes of the corpus.
 pub const GENES: usize = 30;
 
@@ -28,6 +30,8 @@ pub struct Plan {
     pub gene_prefix: &'static str,
     /// The split of each cell, given its index and type.
     pub split: fn(usize, usize) -> &'static str,
+    /// The donor of each cell, given its index: a place in [`DONORS`].
+    pub donor: fn(usize) -> usize,
 }
 
 impl Default for Plan {
@@ -37,6 +41,7 @@ impl Default for Plan {
             row_group_cells: 16,
             gene_prefix: "GENE",
             split: every_fifth,
+            donor: two_of_five,
         }
     }
 }
@@ -50,7 +55,13 @@ fn every_fifth(cell: usize, _kind: usize) -> &'static str {
     }
 }
 
-/// Writes the corpus `dir/corpus` with obs columns `cell_type` and `split`, and returns its path.
+/// Donors differ in size and are mixed over types and splits.
+fn two_of_five(cell: usize) -> usize {
+    usize::from(cell % 7 >= 5)
+}
+
+/// Writes the corpus `dir/corpus` with obs columns `cell_type`, `split` and `donor`, and returns
+/// its path.
 ///
 /// # Panics
 /// When it cannot be written.
@@ -75,7 +86,11 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
         row_group_cells: plan.row_group_cells,
         ..WriterOptions::default()
     };
-    let obs = vec![column("cell_type", &TYPES), column("split", &splits)];
+    let obs = vec![
+        column("cell_type", &TYPES),
+        column("split", &splits),
+        column("donor", &DONORS),
+    ];
     let mut writer = CorpusWriter::create(&path, options, ValueKind::Counts, &genes, obs)
         .expect("a fresh corpus");
 
@@ -111,7 +126,12 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
                 .expect("a known split") as i32
         })
         .collect();
-    batch.obs = vec![category(kinds, &TYPES), category(split_codes, &splits)];
+    let donors = (0..plan.cells).map(|c| (plan.donor)(c) as i32).collect();
+    batch.obs = vec![
+        category(kinds, &TYPES),
+        category(split_codes, &splits),
+        category(donors, &DONORS),
+    ];
     writer.write(&batch).expect("cells of the corpus");
     let provenance = Provenance {
         tool: "scpeft-tests".to_owned(),

@@ -143,12 +143,7 @@ fn targets(parts: &[Projection]) -> Vec<Target> {
 ///
 /// # Errors
 /// When a tensor is missing, has another shape, or is not one of the model's.
-pub(crate) fn restore(
-    dir: &Path,
-    config: &Config,
-    n_layers: usize,
-    params: &Params,
-) -> Result<()> {
+pub(crate) fn restore(dir: &Path, config: &Config, n_layers: usize, params: &Params) -> Result<()> {
     let (_, tensors) = read_adapter(dir)?;
     let tensors = peft::from_file_layout(&describe(config, n_layers)?, tensors)?;
     require_same_names(dir, &tensors, params)?;

@@ -27,6 +27,9 @@ pub enum Command {
     /// labels metrics.json and confusion_matrix.svg.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
+    /// Print every tensor of a run's model with its shape, its number of parameters and whether it
+    /// trains, without training.
+    Parameters(ParametersArgs),
     /// Print every configuration key with its default and meaning.
     Keys,
 }
@@ -49,6 +52,17 @@ pub struct RunArgs {
     /// How progress is shown.
     #[arg(long, value_enum, default_value_t, env = "SCPEFT_PROGRESS")]
     pub progress: ProgressMode,
+}
+
+/// Arguments of the table of parameters.
+#[derive(Debug, Args)]
+pub struct ParametersArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
 }
 
 /// Arguments of prediction.

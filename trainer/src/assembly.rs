@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_checkpoint::{LoadReport, ScgptDirectory};
 use scpeft_collective::Topology;
 use scpeft_config::{Config, Trainable};
@@ -111,7 +112,7 @@ impl Assembly {
         config: &Config,
         topology: &Topology,
         run_dir: &Path,
-        classes: Vec<String>,
+        record: &ScpeftRecord,
     ) -> Result<(Self, Identification)> {
         let (device, threads) = start_libtorch(config, topology)?;
         let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
@@ -127,15 +128,24 @@ impl Assembly {
             classifier_layers: backbone.classifier_layers,
             select: config.train.select,
         };
-        let task = Identification::for_prediction(options, classes, &categories);
-        let (params, model, report) = build_model(config, &backbone, &task, None, device)?;
+        let task = Identification::for_prediction(options, record.categories.clone(), &categories);
+        let batches = match settings::batch_column(config) {
+            Some(column) => {
+                let categories = feed.corpus.categories(column)?;
+                let known = record.batches.clone();
+                Some(Arc::new(Batches::named(column, known, categories)))
+            }
+            None => None,
+        };
+        let (params, model, report) =
+            build_model(config, &backbone, &task, batches.as_deref(), device)?;
         let boxed = Box::new(task.clone());
         Ok((
             Self {
                 staging: Staging {
                     device,
                     pad_id: feed.pad_id(),
-                    batches: None,
+                    batches,
                 },
                 threads,
                 feed,

@@ -127,14 +127,18 @@ impl Backbone {
     pub fn conventions(&self) -> TokenConventions {
         let n_bins = self.args.n_bins;
         match self.values {
-            // Rows of a table cannot be negative: pad and mask come after the bins.
-            ValueStyle::Category { .. } => TokenConventions {
-                n_bins,
-                pad_value: n_bins as f32,
-                mask_value: (n_bins + 1) as f32,
-            },
+            ValueStyle::Category { .. } => {
+                let style = scpeft_data::ValueStyle::Category;
+                TokenConventions {
+                    n_bins,
+                    value_style: style,
+                    pad_value: style.pad_value(n_bins),
+                    mask_value: style.mask_value(n_bins),
+                }
+            }
             ValueStyle::Continuous | ValueStyle::Scaling => TokenConventions {
                 n_bins,
+                value_style: scpeft_data::ValueStyle::Continuous,
                 pad_value: self.args.pad_value as f32,
                 mask_value: self.args.mask_value as f32,
             },

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use scpeft_config::{Config, GeneKey, TaskKind};
 use scpeft_data::{
-    Corpus, Loader, LoaderOptions, MaskDraw, Overlap, ScgptOptions, ScgptTokenizer, Selection,
-    Shuffle, Tokenizer, Vocab,
+    Corpus, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, ScgptOptions, ScgptTokenizer,
+    Selection, Shuffle, Tokenizer, ValueStyle, Vocab,
 };
 
 use crate::failure::{Failure, Result};
+use crate::settings;
 use crate::task::{Batches, LabelInfo};
 
 /// The split name that stands for every cell of the corpus.
@@ -19,6 +20,8 @@ const EVERY_CELL: &str = "all";
 pub struct TokenConventions {
     /// Number of expression bins.
     pub n_bins: usize,
+    /// How values are read.
+    pub value_style: ValueStyle,
     /// Value of padding.
     pub pad_value: f32,
     /// Value of masked positions.
@@ -60,6 +63,7 @@ impl Feed {
         let defaults = ScgptOptions::for_values(corpus.value_kind());
         let options = ScgptOptions {
             n_bins: conventions.n_bins,
+            value_style: conventions.value_style,
             pad_value: conventions.pad_value,
             mask_value: conventions.mask_value,
             max_len: config.data.max_len,
@@ -164,7 +168,7 @@ impl Feed {
         train: &Selection,
         valid: &Selection,
     ) -> Result<Option<Batches>> {
-        let Some(column) = &config.data.batch else {
+        let Some(column) = settings::batch_column(config) else {
             return Ok(None);
         };
         let codes = self.corpus.obs_codes(column)?;
@@ -223,6 +227,10 @@ impl Feed {
             shuffle,
             drop_last: config.train.drop_last,
             mask: MaskDraw::PerEpoch,
+            sampler: match config.data.sampler {
+                scpeft_config::Sampler::Uniform => Sampler::Uniform,
+                scpeft_config::Sampler::ClassBalanced => Sampler::ClassBalanced,
+            },
             ..self.options(config, share)
         };
         self.loader(selection, options)
@@ -274,6 +282,8 @@ impl Feed {
             prefetch_steps: config.data.prefetch_steps,
             label_column: self.label.clone(),
             mask: MaskDraw::Fixed,
+            batch_column: settings::batch_column(config).map(str::to_owned),
+            domain_column: settings::domain_column(config).map(str::to_owned),
             ..LoaderOptions::default()
         }
     }

@@ -27,6 +27,13 @@ fn main() {
             exit::INTERNAL
         });
     }
+    if let Some(Command::Parameters(args)) = &cli.command {
+        std::process::exit(match run::parameters(args) {
+            Ok(table) if writeln!(std::io::stdout(), "{table}").is_ok() => exit::OK,
+            Ok(_) => exit::INTERNAL,
+            Err(failure) => report(&failure),
+        });
+    }
     let stop = match install_stop(&cli) {
         Ok(stop) => stop,
         Err(failure) => std::process::exit(report(&failure)),
@@ -69,7 +76,7 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
-        Some(Command::Keys) => Ok(Outcome::Done),
+        Some(Command::Keys | Command::Parameters(_)) => Ok(Outcome::Done),
     };
     match result {
         Ok(Outcome::Done) => exit::OK,

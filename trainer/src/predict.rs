@@ -22,9 +22,9 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::Outcome;
+use crate::adapter_file;
 use crate::args::PredictArgs;
 use crate::assembly::Assembly;
-use crate::adapter_file;
 use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
@@ -149,9 +149,9 @@ impl Predictor {
         if args.no_labels {
             config.data.label = None;
         }
-        let classes = record.categories;
         let (assembly, task) =
-            Assembly::for_prediction(&config, world.topology(), &args.run, classes.clone())?;
+            Assembly::for_prediction(&config, world.topology(), &args.run, &record)?;
+        let classes = record.categories.clone();
         if !assembly.backbone.fingerprint.is_empty()
             && assembly.backbone.fingerprint != record.backbone_fingerprint
         {

@@ -1,15 +1,16 @@
 //! The training loop.
 
+use std::path::Path;
 use std::time::Instant;
 
-use scpeft_collective::Collective;
+use scpeft_collective::{Collective, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
 use scpeft_protocol::{exit, metrics};
 use serde_json::json;
 
 use crate::Outcome;
-use crate::args::RunArgs;
+use crate::args::{ParametersArgs, RunArgs};
 use crate::assembly::{Assembly, SplitLoaders};
 use crate::checkpointing::{self, Cursor, Progress, RunDir, Saver};
 use crate::consensus::agree;
@@ -34,7 +35,7 @@ use crate::task::{Evaluation, NamedValue};
 /// # Errors
 /// Anything from a misspelt key to a full disk, with its exit code.
 pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
-    let resolved = agree(world, load_config(args))?;
+    let resolved = agree(world, load_config(args.config.as_deref(), &args.overrides))?;
     let config = &resolved.config;
     let run_dir = RunDir::new(&config.run.dir);
     let root = world.topology().is_root();
@@ -61,13 +62,23 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     }
 }
 
-fn load_config(args: &RunArgs) -> Result<Resolved> {
-    match &args.config {
-        Some(path) => Ok(scpeft_config::load(path, &args.overrides)?),
-        None if args.overrides.is_empty() => Err(Failure::config(
+/// Every tensor of the model that a configuration describes; the whole of `scpeft-train parameters`.
+///
+/// # Errors
+/// Whatever is wrong with configuration, corpus or weights.
+pub fn parameters(args: &ParametersArgs) -> Result<String> {
+    let config = load_config(args.config.as_deref(), &args.overrides)?.config;
+    let assembly = Assembly::for_training(&config, &Topology::SINGLE)?;
+    Ok(assembly.parameter_table())
+}
+
+fn load_config(file: Option<&Path>, overrides: &[String]) -> Result<Resolved> {
+    match file {
+        Some(path) => Ok(scpeft_config::load(path, overrides)?),
+        None if overrides.is_empty() => Err(Failure::config(
             "no configuration\nhelp: `scpeft-train --config FILE`; `scpeft-train keys` lists every key",
         )),
-        None => Ok(scpeft_config::resolve(None, &args.overrides)?),
+        None => Ok(scpeft_config::resolve(None, overrides)?),
     }
 }
 
@@ -98,7 +109,7 @@ impl Training {
         resolved: &Resolved,
         args: &RunArgs,
         mut assembly: Assembly,
-        from: Option<&std::path::Path>,
+        from: Option<&Path>,
     ) -> Result<(Self, SplitLoaders)> {
         let config = resolved.config.clone();
         let loaders = assembly.loaders(&config, world.topology())?;
@@ -431,7 +442,7 @@ impl Outputs {
     fn open(
         resolved: &Resolved,
         args: &RunArgs,
-        from: Option<&std::path::Path>,
+        from: Option<&Path>,
         training: &Training,
         world: &dyn Collective,
         loaders: &SplitLoaders,

@@ -2,6 +2,7 @@
 
 use scpeft_config::{
     AdapterKind, CellStyle, Config, EmbeddingNorm, LayerRule, Layers, MvcStyle, Precision, Target,
+    TaskKind,
 };
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
@@ -110,6 +111,19 @@ pub(crate) fn inputs(
             CellStyle::WeightedPool => scgpt::CellStyle::WeightedPool,
         },
     }
+}
+
+/// The obs column with the batch of a cell, when the model is told of it.
+pub(crate) fn batch_column(config: &Config) -> Option<&str> {
+    let told = config.task.kind == TaskKind::BatchCorrection;
+    let used = told || config.backbone.norm == EmbeddingNorm::Domain;
+    config.data.batch.as_deref().filter(|_| used)
+}
+
+/// The obs column whose values a micro-batch must not mix.
+pub(crate) fn domain_column(config: &Config) -> Option<&str> {
+    let used = config.backbone.norm == EmbeddingNorm::Domain;
+    config.data.batch.as_deref().filter(|_| used)
 }
 
 /// Number formats.

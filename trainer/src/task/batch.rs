@@ -38,15 +38,20 @@ impl Batches {
             )));
         }
         let known = (0..categories.len()).filter(|&c| train[c] > 0);
-        let names: Vec<String> = known.map(|c| categories[c].clone()).collect();
-        Ok(Self {
+        let names = known.map(|c| categories[c].clone()).collect();
+        Ok(Self::named(column, names, categories))
+    }
+
+    /// The batches `names` of a trained model, for a corpus whose column has these categories.
+    pub fn named(column: &str, names: Vec<String>, categories: &[String]) -> Self {
+        Self {
             column: column.to_owned(),
             index_of_code: categories
                 .iter()
                 .map(|name| names.iter().position(|n| n == name))
                 .collect(),
             names,
-        })
+        }
     }
 
     /// Names of the batches, in the order of the model's.
@@ -111,7 +116,7 @@ impl Staging {
         let mut inputs = Inputs::new(gene_ids, values, padding);
         if let Some(batches) = &self.batches {
             let indices = host
-                .labels
+                .batch_labels
                 .iter()
                 .zip(&host.cells)
                 .map(|(&code, &cell)| Ok(batches.index(code, cell)? as i64))
