@@ -7,6 +7,8 @@ use crate::tokenize::Tokens;
 pub struct MicroBatch {
     /// Place in the global batch.
     pub index: usize,
+    /// The code of the domain that all its cells are in, when micro-batches are made by domain.
+    pub domain: Option<u32>,
     /// The cells, as their indices in the corpus.
     pub cells: Vec<u64>,
     /// Number of cells.
@@ -21,6 +23,8 @@ pub struct MicroBatch {
     pub targets: Vec<f32>,
     /// Label codes, -1 where a cell has none; empty when no label column was asked for.
     pub labels: Vec<i64>,
+    /// Codes of the batch column; empty when none was asked for.
+    pub batch_labels: Vec<i64>,
     /// Tokens that are not padding.
     pub tokens: usize,
 }
@@ -40,14 +44,7 @@ pub struct StepBatches {
 
 impl MicroBatch {
     /// Pads ragged token sequences to the longest of them.
-    pub(crate) fn pad(
-        index: usize,
-        cells: Vec<u64>,
-        labels: Vec<i64>,
-        tokens: &Tokens,
-        pad_id: i32,
-        pad_value: f32,
-    ) -> Self {
+    pub(crate) fn pad(cells: Vec<u64>, tokens: &Tokens, pad_id: i32, pad_value: f32) -> Self {
         let rows = cells.len();
         let len = tokens.longest();
         let mut gene_ids = vec![pad_id; rows * len];
@@ -61,15 +58,14 @@ impl MicroBatch {
             targets[to].copy_from_slice(&tokens.targets[from]);
         }
         Self {
-            index,
             cells,
             rows,
             len,
             gene_ids,
             values,
             targets,
-            labels,
             tokens: tokens.ids.len(),
+            ..Self::default()
         }
     }
 }

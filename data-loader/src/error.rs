@@ -58,6 +58,18 @@ pub enum Error {
         /// The categorical columns.
         present: Vec<String>,
     },
+    /// A cell lacks a value that every cell needs.
+    #[error(
+        "{cells} of the selected cells have no value of obs column `{column}`, the first is `{cell}`\nhelp: leave these cells out of the selection, fill the column in the source file, or choose another column"
+    )]
+    MissingValue {
+        /// The column.
+        column: String,
+        /// The id of the first such cell.
+        cell: String,
+        /// How many they are.
+        cells: usize,
+    },
     /// No cell can have this value: it is not among the categories of the column.
     #[error("`{value}` is no category of obs column `{column}`{}\nhelp: present are: {}", did_you_mean(nearest.as_deref()), listed(present))]
     UnknownValue {

@@ -18,6 +18,7 @@ pub mod order;
 pub mod pipeline;
 pub mod preprocess;
 pub mod rng;
+pub mod sampler;
 mod storage;
 pub mod tokenize;
 pub mod verify;
@@ -29,6 +30,7 @@ pub use error::{Error, Result};
 pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
 pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
+pub use sampler::Sampler;
 pub use tokenize::{
     Tokenizer,
     scgpt::{ScgptOptions, ScgptTokenizer},

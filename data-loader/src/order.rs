@@ -1,5 +1,5 @@
 //! Which cells, in which order. Nothing here reads a file or a clock: the order of an epoch is a pure
-//! function of (seed, epoch, row groups, selection).
+//! function of (seed, epoch, row groups, selection, weights).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::corpus::Corpus;
 use crate::error::nearest;
 use crate::rng::{Purpose, Rng};
+use crate::sampler::WeightTable;
 use crate::{Error, Result};
 
 /// The chosen cells of one row group.
@@ -170,6 +171,8 @@ pub struct CellRef {
     pub member: u32,
     /// Its place among the chosen cells of that row group.
     pub place: u32,
+    /// How often the cell was drawn before in the same epoch, counted along the corpus.
+    pub occurrence: u32,
 }
 
 /// The order of the selected cells in one epoch.
@@ -182,11 +185,56 @@ pub struct EpochOrder {
     groups: Vec<u32>,
     /// Position of the first cell of each window, and the end of the last.
     starts: Vec<u64>,
+    /// How often each selected cell comes; `None` when each comes once.
+    times: Option<Times>,
+}
+
+#[derive(Debug, Clone)]
+struct Times {
+    of_cells: Vec<u32>,
+    /// The first cell of each of the selection's row groups, as its place in the selection.
+    firsts: Vec<usize>,
+}
+
+impl Times {
+    fn of_group(&self, group: usize, cells: usize) -> &[u32] {
+        let first = self.firsts[group];
+        &self.of_cells[first..first + cells]
+    }
 }
 
 impl EpochOrder {
-    /// The order of `selection` in an epoch.
+    /// The order of `selection` in an epoch, each cell once.
     pub fn new(selection: &Selection, options: OrderOptions, epoch: u64) -> Self {
+        Self::laid_out(selection, options, epoch, None)
+    }
+
+    /// The order of as many cells as the selection has, drawn with replacement. Cells are shuffled
+    /// after they are drawn, so that reading goes by row group all the same.
+    pub fn sampled(
+        selection: &Selection,
+        options: OrderOptions,
+        epoch: u64,
+        weights: &WeightTable,
+    ) -> Self {
+        let mut first = 0;
+        let firsts = selection.groups.iter().map(|group| {
+            first += group.len();
+            first - group.len()
+        });
+        let times = Times {
+            firsts: firsts.collect(),
+            of_cells: weights.draw(options.seed, epoch),
+        };
+        Self::laid_out(selection, options, epoch, Some(times))
+    }
+
+    fn laid_out(
+        selection: &Selection,
+        options: OrderOptions,
+        epoch: u64,
+        times: Option<Times>,
+    ) -> Self {
         let mut groups: Vec<u32> = (0..selection.groups.len() as u32).collect();
         if options.shuffle != Shuffle::Sequential {
             Rng::new(options.seed, Purpose::RowGroups, epoch, 0).shuffle(&mut groups);
@@ -197,15 +245,18 @@ impl EpochOrder {
             epoch,
             groups,
             starts: vec![0],
+            times,
         };
         for window in 0..order.groups.len().div_ceil(order.window_groups()) {
-            let cells: u64 = order.members(window).map(|g| g.len() as u64).sum();
+            let cells: u64 = (order.numbers(window).iter())
+                .map(|&number| order.draws(number as usize))
+                .sum();
             order.starts.push(order.starts[window] + cells);
         }
         order
     }
 
-    /// Number of cells.
+    /// Number of cells, each counted as often as it comes.
     pub fn len(&self) -> u64 {
         self.selection.cells
     }
@@ -213,6 +264,15 @@ impl EpochOrder {
     /// Whether there is no cell.
     pub fn is_empty(&self) -> bool {
         self.selection.cells == 0
+    }
+
+    /// How many cells of one of the selection's row groups come.
+    fn draws(&self, number: usize) -> u64 {
+        let cells = self.selection.groups[number].len();
+        self.times.as_ref().map_or(cells as u64, |times| {
+            let times = times.of_group(number, cells);
+            times.iter().map(|&n| u64::from(n)).sum()
+        })
     }
 
     /// Number of windows.
@@ -232,23 +292,36 @@ impl EpochOrder {
 
     /// The row groups of a window.
     pub fn members(&self, window: usize) -> impl Iterator<Item = &SelectedGroup> {
+        let numbers = self.numbers(window).iter();
+        numbers.map(|&g| &self.selection.groups[g as usize])
+    }
+
+    /// The row groups of a window, as their places in the selection.
+    fn numbers(&self, window: usize) -> &[u32] {
         let size = self.window_groups();
         let last = self.groups.len().min((window + 1) * size);
-        self.groups[window * size..last]
-            .iter()
-            .map(|&g| &self.selection.groups[g as usize])
+        &self.groups[window * size..last]
     }
 
     /// The cells of a window, in order.
     pub fn window_cells(&self, window: usize) -> Vec<CellRef> {
         let mut cells =
             Vec::with_capacity((self.starts[window + 1] - self.starts[window]) as usize);
-        for (member, group) in self.members(window).enumerate() {
-            cells.extend((0..group.len()).map(|place| CellRef {
-                cell: group.cell(place),
-                member: member as u32,
-                place: place as u32,
-            }));
+        for (member, &number) in self.numbers(window).iter().enumerate() {
+            let group = &self.selection.groups[number as usize];
+            let times = self.times.as_ref();
+            let times = times.map(|times| times.of_group(number as usize, group.len()));
+            for place in 0..group.len() {
+                let cell = group.cell(place);
+                cells.extend(
+                    (0..times.map_or(1, |t| t[place])).map(|occurrence| CellRef {
+                        cell,
+                        member: member as u32,
+                        place: place as u32,
+                        occurrence,
+                    }),
+                );
+            }
         }
         if self.options.shuffle != Shuffle::Sequential {
             Rng::new(
@@ -334,6 +407,29 @@ mod tests {
             let at = at.index(selection.cells() as usize);
             let all = order.cells(0..selection.cells());
             prop_assert_eq!(&all[at..], order.cells(at as u64..selection.cells()));
+        }
+
+        #[test]
+        fn draws_with_replacement_fill_the_epoch_from_anywhere(
+            parts in prop::collection::vec((1_u32..40, any::<u64>()), 1..12),
+            seed in any::<u64>(), window in 1_usize..5, at in any::<prop::sample::Index>(),
+        ) {
+            let selection = selection(&parts);
+            prop_assume!(selection.cells() > 0);
+            let weights: Vec<f64> = (0..selection.cells()).map(|c| (c % 5) as f64 + 0.1).collect();
+            let table = WeightTable::new(&weights, selection.cells()).unwrap();
+            let shuffle = Shuffle::Windowed { row_groups: window };
+            let order = EpochOrder::sampled(&selection, OrderOptions { seed, shuffle }, 2, &table);
+            let all = order.cells(0..selection.cells());
+            let mut wanted = Vec::new();
+            for (cell, times) in selection.cell_indices().zip(table.draw(seed, 2)) {
+                wanted.extend(std::iter::repeat_n(cell, times as usize));
+            }
+            let at = at.index(all.len());
+            prop_assert_eq!(&all[at..], order.cells(at as u64..selection.cells()));
+            let mut sorted = all;
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, wanted);
         }
 
         #[test]

@@ -19,6 +19,10 @@ pub enum Purpose {
     Mask = 5,
     /// Which cells go to which split.
     Split = 6,
+    /// Which cells an epoch draws with replacement.
+    Sampling = 7,
+    /// In which order the last cells of each domain come.
+    Domains = 8,
 }
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -238,6 +238,7 @@ impl Feed {
             prefetch_steps: config.data.prefetch_steps,
             label_column: self.label.clone(),
             mask: MaskDraw::Fixed,
+            ..LoaderOptions::default()
         }
     }
 }

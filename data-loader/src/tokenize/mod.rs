@@ -22,8 +22,19 @@ pub struct Cell<'a> {
 pub struct CellKey {
     /// Index of the cell in the corpus.
     pub cell: u64,
-    /// The epoch its masks are drawn for.
+    /// The epoch its masks are drawn for; in the upper half, how often the cell came before in it.
     pub mask_epoch: u64,
+}
+
+impl CellKey {
+    /// The key of a cell that comes for the (`occurrence` + 1)-th time in an epoch: its masks differ
+    /// from those before.
+    pub fn new(cell: u64, epoch: u64, occurrence: u32) -> Self {
+        Self {
+            cell,
+            mask_epoch: epoch ^ u64::from(occurrence) << 32,
+        }
+    }
 }
 
 /// Token sequences of different lengths, one after the other.

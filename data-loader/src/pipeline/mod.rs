@@ -1,0 +1,307 @@
+//! The loader: decodes and tokenises on background threads, and hands out the steps of an epoch.
+//!
+//! The unit of work is the micro-batch. The stream keeps a few steps ahead in flight: it puts their
+//! micro-batches into a queue of jobs, threads work the queue off in any order, and the stream puts
+//! the results back into order. A row group is decoded once, by whichever job needs it first or by a
+//! hint sent ahead; its block lives as long as jobs of its window do.
+//!
+//! [`plan`] says which cells make up which micro-batch, [`window`] holds what is decoded, [`stream`]
+//! sends the jobs and [`worker`] does them.
+
+mod domains;
+mod plan;
+mod stream;
+mod window;
+mod worker;
+
+use std::sync::Arc;
+
+pub use stream::EpochStream;
+
+use crate::corpus::Corpus;
+use crate::order::{EpochOrder, OrderOptions, Selection, Shuffle};
+use crate::sampler::{Sampler, WeightTable, class_balanced_weights};
+use crate::tokenize::Tokenizer;
+use crate::{Error, Result};
+use domains::Domains;
+
+/// When masks are drawn anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskDraw {
+    /// In every epoch.
+    PerEpoch,
+    /// Never: all epochs see the same masks.
+    Fixed,
+}
+
+/// What a loader hands out.
+#[derive(Debug, Clone)]
+pub struct LoaderOptions {
+    /// Seed of the order.
+    pub seed: u64,
+    /// Cells in a global batch, over all ranks.
+    pub batch_cells: usize,
+    /// Cells in a micro-batch.
+    pub micro_batch_cells: usize,
+    /// This process' rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// How epochs are shuffled.
+    pub shuffle: Shuffle,
+    /// Whether a last batch with fewer cells is left out.
+    pub drop_last: bool,
+    /// Background threads.
+    pub threads: usize,
+    /// Steps that are prepared ahead.
+    pub prefetch_steps: usize,
+    /// The obs column whose codes are the labels.
+    pub label_column: Option<String>,
+    /// When masks are drawn anew.
+    pub mask: MaskDraw,
+    /// Which cells an epoch draws.
+    pub sampler: Sampler,
+    /// The obs column whose codes are the batch labels: every cell must have one.
+    pub batch_column: Option<String>,
+    /// The obs column of domains: every cell must have one, and a micro-batch holds cells of one domain
+    /// alone. Each domain's last micro-batch of an epoch may be short; a global batch is then a fixed
+    /// number of micro-batches, not of cells.
+    pub domain_column: Option<String>,
+}
+
+impl Default for LoaderOptions {
+    /// Corpus order on one rank and one thread, each cell once, masks that never change, no obs column.
+    /// Both batch sizes are 0 and have to be set.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            batch_cells: 0,
+            micro_batch_cells: 0,
+            rank: 0,
+            world_size: 1,
+            shuffle: Shuffle::Sequential,
+            drop_last: false,
+            threads: 1,
+            prefetch_steps: 1,
+            label_column: None,
+            mask: MaskDraw::Fixed,
+            sampler: Sampler::Uniform,
+            batch_column: None,
+            domain_column: None,
+        }
+    }
+}
+
+/// Hands out the micro-batches of one rank. Cheap to share; each epoch is a stream of its own.
+pub struct Loader {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    corpus: Arc<Corpus>,
+    selection: Selection,
+    tokenizer: Arc<dyn Tokenizer>,
+    options: LoaderOptions,
+    labels: Option<Vec<i32>>,
+    batch_labels: Option<Vec<i32>>,
+    domains: Option<Domains>,
+    weights: Option<WeightTable>,
+}
+
+impl Loader {
+    /// A loader over the selected cells.
+    ///
+    /// # Errors
+    /// When the selection is empty, an obs column is missing or not categorical, a cell lacks a batch, a
+    /// domain or, for balanced sampling, a label, the sampler's weights cannot be used, or the ranks do
+    /// not divide the micro-batches of a global batch.
+    pub fn new(
+        corpus: Arc<Corpus>,
+        selection: Selection,
+        tokenizer: Arc<dyn Tokenizer>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        check(&options, &selection)?;
+        let codes = |column: &Option<String>| {
+            let column = column.as_deref();
+            column.map(|c| corpus.obs_codes(c)).transpose()
+        };
+        let labels = codes(&options.label_column)?;
+        let batch_labels = codes(&options.batch_column)?;
+        let domains = codes(&options.domain_column)?;
+        for (column, codes) in [
+            (&options.batch_column, &batch_labels),
+            (&options.domain_column, &domains),
+        ] {
+            if let (Some(column), Some(codes)) = (column, codes) {
+                every_cell_has(&corpus, &selection, column, codes)?;
+            }
+        }
+        let weights = weights(&corpus, &selection, &options, labels.as_deref())?;
+        let micro_cells = options.micro_batch_cells;
+        let domains = domains.map(|codes| Domains::new(codes, &selection, micro_cells));
+        let shared = Shared {
+            corpus,
+            selection,
+            tokenizer,
+            options,
+            labels,
+            batch_labels,
+            domains,
+            weights,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Global batches in an epoch, the same in every epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.shared.batches()
+    }
+
+    /// Cells in the selection.
+    pub fn cells(&self) -> u64 {
+        self.shared.selection.cells()
+    }
+
+    /// The steps of an epoch from `first_batch` on. Nothing before it is read.
+    pub fn epoch(&self, epoch: u64, first_batch: u64) -> EpochStream {
+        EpochStream::new(self.shared.clone(), epoch, first_batch)
+    }
+}
+
+impl Shared {
+    fn batches(&self) -> u64 {
+        let (items, size) = match &self.domains {
+            None => (self.selection.cells(), self.options.batch_cells as u64),
+            Some(domains) => (domains.micro_batches(), self.micro_per_batch()),
+        };
+        if self.options.drop_last {
+            items / size
+        } else {
+            items.div_ceil(size)
+        }
+    }
+
+    /// Micro-batches in a full global batch.
+    fn micro_per_batch(&self) -> u64 {
+        let options = &self.options;
+        options.batch_cells.div_ceil(options.micro_batch_cells) as u64
+    }
+
+    fn order(&self, epoch: u64) -> EpochOrder {
+        let options = OrderOptions {
+            seed: self.options.seed,
+            shuffle: self.options.shuffle,
+        };
+        match &self.weights {
+            None => EpochOrder::new(&self.selection, options, epoch),
+            Some(weights) => EpochOrder::sampled(&self.selection, options, epoch, weights),
+        }
+    }
+}
+
+fn every_cell_has(
+    corpus: &Corpus,
+    selection: &Selection,
+    column: &str,
+    codes: &[i32],
+) -> Result<()> {
+    let mut missing = selection.cell_indices().filter(|&c| codes[c as usize] < 0);
+    let Some(first) = missing.next() else {
+        return Ok(());
+    };
+    Err(Error::MissingValue {
+        column: column.to_owned(),
+        cell: corpus.cell_ids(&[first])?.pop().unwrap_or_default(),
+        cells: 1 + missing.count(),
+    })
+}
+
+fn weights(
+    corpus: &Corpus,
+    selection: &Selection,
+    options: &LoaderOptions,
+    labels: Option<&[i32]>,
+) -> Result<Option<WeightTable>> {
+    if options.sampler != Sampler::Uniform && options.domain_column.is_some() {
+        return Err(Error::options(
+            "micro-batches of one domain need each cell once, but cells are to be drawn with replacement",
+            "choose the uniform sampler, or leave the domain column out",
+        ));
+    }
+    match &options.sampler {
+        Sampler::Uniform => Ok(None),
+        Sampler::Weighted(weights) => WeightTable::new(weights, selection.cells()).map(Some),
+        Sampler::ClassBalanced => {
+            let (Some(column), Some(labels)) = (&options.label_column, labels) else {
+                return Err(Error::options(
+                    "class-balanced sampling needs a label column, but none is given",
+                    "name the obs column of the labels, or choose the uniform sampler",
+                ));
+            };
+            every_cell_has(corpus, selection, column, labels)?;
+            let codes: Vec<i32> = selection
+                .cell_indices()
+                .map(|cell| labels[cell as usize])
+                .collect();
+            let weights = class_balanced_weights(&codes)
+                .map_err(|_| Error::internal("a cell without a label was not noticed"))?;
+            WeightTable::new(&weights, selection.cells()).map(Some)
+        }
+    }
+}
+
+fn check(options: &LoaderOptions, selection: &Selection) -> Result<()> {
+    let fail = |problem: String, help: &str| Err(Error::options(problem, help));
+    let LoaderOptions {
+        batch_cells: batch,
+        micro_batch_cells: micro,
+        world_size: ranks,
+        ..
+    } = *options;
+    for (name, value) in [
+        ("batch_cells", batch),
+        ("micro_batch_cells", micro),
+        ("world_size", ranks),
+        ("threads", options.threads),
+    ] {
+        if value == 0 {
+            return fail(format!("`{name}` must be at least 1, got `0`"), "");
+        }
+    }
+    if options.rank >= ranks {
+        return fail(
+            format!("rank {} of {ranks} ranks does not exist", options.rank),
+            "",
+        );
+    }
+    if selection.cells() == 0 {
+        return fail(
+            "the selection has no cells".into(),
+            "check the column and the values it is made from",
+        );
+    }
+    let pieces = batch.div_ceil(micro);
+    if pieces.is_multiple_of(ranks) {
+        return Ok(());
+    }
+    let works: Vec<usize> = (1..=batch)
+        .filter(|size| batch.is_multiple_of(*size) && (batch / size).is_multiple_of(ranks))
+        .collect();
+    let problem = format!(
+        "a batch of {batch} cells in micro-batches of {micro} makes {pieces} micro-batches (ceil({batch} / {micro})), which {ranks} ranks cannot share evenly: {pieces} = {ranks} x {} + {}",
+        pieces / ranks,
+        pieces % ranks
+    );
+    if works.is_empty() {
+        let help = format!("choose a batch size that is a multiple of {ranks}");
+        return fail(problem, &help);
+    }
+    let works: Vec<String> = works.iter().map(usize::to_string).collect();
+    fail(
+        problem,
+        &format!("micro-batch sizes that work: {}", works.join(", ")),
+    )
+}

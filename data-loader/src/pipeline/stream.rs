@@ -1,0 +1,193 @@
+//! The steps of one epoch.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::plan::{Plan, PlannedMicro};
+use super::window::Windows;
+use super::worker::{Done, Job, Worker};
+use super::{MaskDraw, Shared};
+use crate::batch::{MicroBatch, StepBatches};
+use crate::{Error, Result};
+
+/// The steps of one epoch. Dropping it ends its threads.
+pub struct EpochStream {
+    shared: Arc<Shared>,
+    windows: Windows,
+    plan: Plan,
+    /// The cells of each issued batch over all ranks, and the places of our micro-batches.
+    in_flight: VecDeque<(usize, Vec<usize>)>,
+    epoch: u64,
+    issued: u64,
+    delivered: u64,
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Done>,
+    ready: BTreeMap<(u64, usize), MicroBatch>,
+    threads: Vec<JoinHandle<()>>,
+    refusal: Option<std::io::Error>,
+    cancelled: Arc<AtomicBool>,
+    empty: Arc<AtomicU64>,
+}
+
+impl EpochStream {
+    pub(super) fn new(shared: Arc<Shared>, epoch: u64, first_batch: u64) -> Self {
+        let (jobs, queue) = unbounded();
+        let (results, done) = unbounded();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let empty = Arc::new(AtomicU64::new(0));
+        let mask_epoch = match shared.options.mask {
+            MaskDraw::PerEpoch => epoch,
+            MaskDraw::Fixed => 0,
+        };
+        let spawn = |number: usize| {
+            let worker = Worker {
+                shared: shared.clone(),
+                queue: queue.clone(),
+                results: results.clone(),
+                cancelled: cancelled.clone(),
+                empty: empty.clone(),
+                mask_epoch,
+            };
+            std::thread::Builder::new()
+                .name(format!("scpeft-loader-{}-{number}", shared.options.rank))
+                .spawn(move || worker.run())
+        };
+        // Fewer threads than asked for only cost speed; none at all is an error of the first step.
+        let (mut threads, mut refusal) = (Vec::new(), None);
+        for number in 0..shared.options.threads {
+            match spawn(number) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    refusal = threads.is_empty().then_some(error);
+                    break;
+                }
+            }
+        }
+        let mut windows = Windows::new(shared.order(epoch));
+        Self {
+            plan: Plan::from_batch(&shared, &mut windows, epoch, first_batch),
+            windows,
+            in_flight: VecDeque::new(),
+            shared,
+            epoch,
+            issued: first_batch,
+            delivered: first_batch,
+            jobs: Some(jobs),
+            done,
+            ready: BTreeMap::new(),
+            threads,
+            refusal,
+            cancelled,
+            empty,
+        }
+    }
+
+    /// Keeps the prefetched steps in flight.
+    fn top_up(&mut self) {
+        let last = self
+            .shared
+            .batches()
+            .min(self.delivered + 1 + self.shared.options.prefetch_steps as u64);
+        while self.issued < last {
+            let batch = self.issued;
+            let (planned, later) = self.plan.batch(&self.shared, &mut self.windows, batch);
+            let places = planned.micro.iter().map(|m| m.index).collect();
+            self.in_flight.push_back((planned.cells, places));
+            for PlannedMicro {
+                index,
+                domain,
+                parts,
+            } in planned.micro
+            {
+                self.send(Job::Micro {
+                    batch,
+                    index,
+                    domain,
+                    parts,
+                });
+            }
+            for job in later {
+                self.send(job);
+            }
+            self.issued += 1;
+        }
+    }
+
+    fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // The queue has no receiver only when every thread is gone: `collect` reports that.
+            let _ = jobs.send(job);
+        }
+    }
+
+    fn collect(&mut self, batch: u64) -> Result<StepBatches> {
+        let mut micro = Vec::new();
+        let (global_cells, places) = self
+            .in_flight
+            .pop_front()
+            .ok_or_else(|| Error::internal("a step was not planned"))?;
+        for index in places {
+            while !self.ready.contains_key(&(batch, index)) {
+                let lost = || Error::internal("all threads of the loader are gone");
+                let (batch, done) = self.done.recv().map_err(|_| lost())??;
+                self.ready.insert((batch, done.index), done);
+            }
+            micro.extend(self.ready.remove(&(batch, index)));
+        }
+        Ok(StepBatches {
+            epoch: self.epoch,
+            batch,
+            global_cells,
+            micro,
+        })
+    }
+
+    fn stop(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has already sent its error.
+            let _ = thread.join();
+        }
+        let empty = self.empty.swap(0, Ordering::Relaxed);
+        if empty > 0 {
+            tracing::warn!(
+                epoch = self.epoch,
+                cells = empty,
+                "cells express no gene of the vocabulary: they are only a class token"
+            );
+        }
+    }
+}
+
+impl Iterator for EpochStream {
+    type Item = Result<StepBatches>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.delivered >= self.shared.batches() || self.jobs.is_none() {
+            self.stop();
+            return None;
+        }
+        if let Some(source) = self.refusal.take() {
+            self.stop();
+            return Some(Err(Error::Threads { source }));
+        }
+        self.top_up();
+        let step = self.collect(self.delivered);
+        self.delivered += 1;
+        if step.is_err() {
+            self.stop();
+        }
+        Some(step)
+    }
+}
+
+impl Drop for EpochStream {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
