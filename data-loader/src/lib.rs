@@ -33,6 +33,6 @@ pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
 pub use sampler::Sampler;
 pub use tokenize::{
     Tokenizer,
-    scgpt::{ScgptOptions, ScgptTokenizer},
+    scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };
 pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};

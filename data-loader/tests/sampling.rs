@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use common::{CELLS, domain, epoch, options, tokenizer, write_corpus};
-use scpeft_data::{Corpus, Loader, LoaderOptions, MicroBatch, Sampler, Selection, Shuffle};
+use scpeft_data::{
+    Corpus, Loader, LoaderOptions, MicroBatch, Sampler, ScgptOptions, ScgptTokenizer, Selection,
+    Shuffle, Vocab,
+};
 
 fn weighted() -> LoaderOptions {
     let weights = (0..CELLS).map(|c| if c % 9 == 0 { 12.0 } else { 0.5 });
@@ -279,4 +282,34 @@ fn what_cannot_be_sampled_or_batched_is_refused() {
         3,
         &["did you mean `domain`"],
     );
+}
+
+#[test]
+fn categorical_padding_reaches_the_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let corpus = write_corpus(dir.path());
+    let vocab = Vocab::from_genes(corpus.genes(), scpeft_data::GeneKey::Symbol);
+    let map = vocab
+        .match_genes(corpus.genes(), scpeft_data::GeneKey::Auto)
+        .unwrap();
+    let style = scpeft_data::ValueStyle::Category;
+    let kind = corpus.value_kind();
+    let styled = ScgptOptions {
+        max_len: 36,
+        ..ScgptOptions::for_values(kind)
+    }
+    .styled(style);
+    let tokenizer = Arc::new(ScgptTokenizer::new(&vocab, map, kind, styled).unwrap());
+    let all = Selection::all(&corpus);
+    let made = Loader::new(corpus, all, tokenizer, options()).unwrap();
+    let mut pads = 0;
+    for step in made.epoch(0, 0) {
+        for micro in step.unwrap().micro {
+            for (id, value) in micro.gene_ids.iter().zip(&micro.values) {
+                assert_eq!(*id == 0, *value == 51.0);
+                pads += usize::from(*id == 0);
+            }
+        }
+    }
+    assert!(pads > 0);
 }

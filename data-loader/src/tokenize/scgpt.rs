@@ -8,6 +8,42 @@ use crate::rng::{Purpose, Rng};
 use crate::vocab::{GeneMap, Vocab};
 use crate::{Error, Result};
 
+/// How the model reads values, which decides what stands for padding and for masked ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ValueStyle {
+    /// As numbers: padding and masks are negative.
+    #[default]
+    Continuous,
+    /// As rows of an embedding table: padding and masks have rows of their own behind the bins.
+    Category,
+}
+
+impl ValueStyle {
+    /// The value of padding.
+    pub fn pad_value(self, n_bins: usize) -> f32 {
+        match self {
+            Self::Continuous => -2.0,
+            Self::Category => n_bins as f32,
+        }
+    }
+
+    /// The value of masked positions.
+    pub fn mask_value(self, n_bins: usize) -> f32 {
+        match self {
+            Self::Continuous => -1.0,
+            Self::Category => (n_bins + 1) as f32,
+        }
+    }
+
+    /// Rows of the embedding table of values, when there is one.
+    pub fn n_input_bins(self, n_bins: usize) -> Option<usize> {
+        match self {
+            Self::Continuous => None,
+            Self::Category => Some(n_bins + 2),
+        }
+    }
+}
+
 /// How cells become tokens.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(
@@ -17,6 +53,8 @@ use crate::{Error, Result};
 pub struct ScgptOptions {
     /// Number of value bins, the zero bin included.
     pub n_bins: usize,
+    /// How the model reads values; see [`ScgptOptions::styled`].
+    pub value_style: ValueStyle,
     /// Longest sequence, the class token included.
     pub max_len: usize,
     /// Whether genes that a cell does not express are part of its sequence.
@@ -45,6 +83,7 @@ impl ScgptOptions {
         let counts = kind == ValueKind::Counts;
         Self {
             n_bins: 51,
+            value_style: ValueStyle::Continuous,
             max_len: 2001,
             include_zero_genes: false,
             append_cls: true,
@@ -58,12 +97,32 @@ impl ScgptOptions {
         }
     }
 
+    /// These options for a model that reads values in this style: padding and mask values follow from
+    /// it and from `n_bins`, which must be set before.
+    pub fn styled(self, style: ValueStyle) -> Self {
+        Self {
+            value_style: style,
+            pad_value: style.pad_value(self.n_bins),
+            mask_value: style.mask_value(self.n_bins),
+            ..self
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let fail = |problem: String| Err(Error::options(problem, ""));
         if !(2..=60_000).contains(&self.n_bins) {
             return fail(format!(
                 "n_bins must lie between 2 and 60000, got `{}`",
                 self.n_bins
+            ));
+        }
+        let fixed = self.clone().styled(self.value_style);
+        let (pad, mask) = (fixed.pad_value, fixed.mask_value);
+        let category = self.value_style == ValueStyle::Category;
+        if category && (self.pad_value, self.mask_value) != (pad, mask) {
+            return fail(format!(
+                "values read as categories of {} bins need pad_value {pad} and mask_value {mask}, got `{}` and `{}`",
+                self.n_bins, self.pad_value, self.mask_value
             ));
         }
         if self.max_len < 2 {
@@ -266,6 +325,136 @@ impl Worker<'_> {
             self.all_ids
                 .push(owner.genes.token(gene).unwrap_or(owner.pad_id));
             self.all_bins.push(here.copied().unwrap_or(0.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::genes::GeneTable;
+    use crate::vocab::GeneKey;
+
+    const GENES: usize = 12;
+
+    fn tokenizer(change: impl Fn(ScgptOptions) -> ScgptOptions) -> Result<ScgptTokenizer> {
+        let genes = GeneTable {
+            symbols: (0..GENES).map(|g| format!("G{g}")).collect(),
+            ensembl: vec![None; GENES],
+        };
+        let vocab = Vocab::from_genes(&genes, GeneKey::Symbol);
+        let map = vocab.match_genes(&genes, GeneKey::Symbol)?;
+        let options = change(ScgptOptions::for_values(ValueKind::Counts));
+        ScgptTokenizer::new(&vocab, map, ValueKind::Counts, options)
+    }
+
+    /// Values and targets of a cell that expresses its first `genes` genes.
+    fn tokens(tokenizer: &ScgptTokenizer, genes: u32, epoch: u64) -> Tokens {
+        let genes: Vec<u32> = (0..genes).collect();
+        let values: Vec<f32> = genes.iter().map(|g| (g + 1) as f32).collect();
+        let cell = Cell {
+            genes: &genes,
+            values: &values,
+        };
+        let mut tokens = Tokens::default();
+        let key = CellKey::new(3, epoch, 0);
+        let expressed = tokenizer.worker().tokenize(cell, key, &mut tokens);
+        assert_eq!(expressed, !genes.is_empty());
+        tokens
+    }
+
+    fn masked(tokens: &Tokens, mask: f32) -> usize {
+        tokens.values.iter().filter(|v| **v == mask).count()
+    }
+
+    #[test]
+    fn categories_have_their_own_pad_and_mask_values() {
+        let style = ValueStyle::Category;
+        assert_eq!(style.n_input_bins(51), Some(53));
+        assert_eq!(ValueStyle::Continuous.n_input_bins(51), None);
+        let made = tokenizer(|o| {
+            ScgptOptions {
+                mask_ratio: 0.5,
+                ..o
+            }
+            .styled(style)
+        })
+        .unwrap();
+        assert_eq!(made.pad_value(), 51.0);
+        assert_eq!(made.options().mask_value, 52.0);
+        let tokens = tokens(&made, 10, 0);
+        assert_eq!((tokens.values[0], tokens.targets[0]), (0.0, 0.0));
+        assert_eq!(masked(&tokens, 52.0), 5);
+        assert!(tokens.targets.iter().all(|t| (0.0..=50.0).contains(t)));
+        // With fewer bins they move along.
+        let few = ScgptOptions {
+            n_bins: 7,
+            ..ScgptOptions::for_values(ValueKind::Counts)
+        };
+        let few = few.styled(style);
+        assert_eq!((few.pad_value, few.mask_value), (7.0, 8.0));
+        let back = few.styled(ValueStyle::Continuous);
+        assert_eq!((back.pad_value, back.mask_value), (-2.0, -1.0));
+        let mixed = tokenizer(|o| ScgptOptions {
+            value_style: style,
+            ..o
+        });
+        let text = mixed.unwrap_err().to_string();
+        assert!(text.contains("pad_value 51 and mask_value 52"), "{text}");
+    }
+
+    #[test]
+    fn the_class_token_is_masked_only_when_told() {
+        let all = |mask_cls| {
+            let made = tokenizer(|o| ScgptOptions {
+                mask_ratio: 0.5,
+                mask_cls,
+                ..o
+            })
+            .unwrap();
+            (0..200)
+                .map(|epoch| tokens(&made, 9, epoch))
+                .collect::<Vec<_>>()
+        };
+        let spared = all(false);
+        assert!(
+            spared
+                .iter()
+                .all(|t| t.values[0] == 0.0 && masked(t, -1.0) == 4)
+        );
+        // 10 places then, the class token's among them: 100 of 200 expected, 5 deviations are 35.
+        let open = all(true);
+        assert!(open.iter().all(|t| masked(t, -1.0) == 5));
+        let hits = open.iter().filter(|t| t.values[0] == -1.0).count();
+        assert!(hits.abs_diff(100) < 35, "{hits}");
+        assert!(open.iter().all(|t| t.targets[0] == 0.0));
+    }
+
+    #[test]
+    fn a_cell_without_expression_is_a_class_token_or_all_zeros() {
+        for style in [ValueStyle::Continuous, ValueStyle::Category] {
+            let made = tokenizer(|o| {
+                ScgptOptions {
+                    mask_ratio: 0.5,
+                    ..o
+                }
+                .styled(style)
+            })
+            .unwrap();
+            let alone = tokens(&made, 0, 0);
+            assert_eq!((alone.rows(), &alone.values[..]), (1, &[0.0][..]));
+            let zeros = tokenizer(|o| {
+                let include_zero_genes = true;
+                ScgptOptions {
+                    include_zero_genes,
+                    mask_ratio: 0.5,
+                    ..o
+                }
+                .styled(style)
+            });
+            let zeros = tokens(&zeros.unwrap(), 0, 0);
+            assert_eq!(zeros.targets, [0.0; GENES + 1]);
+            assert_eq!(masked(&zeros, style.mask_value(51)), GENES / 2);
         }
     }
 }
