@@ -17,7 +17,8 @@ pub enum Sampler {
     Weighted(Vec<f64>),
 }
 
-/// One over the number of cells of its class, for each cell, given the class codes of all of them.
+/// The probability that a draw takes each cell when every class that there is comes equally often: one
+/// over its class's cells and over the number of classes, given the class codes of all cells.
 ///
 /// # Errors
 /// When a code is negative: that cell has no class. The error says which in the list.
@@ -30,9 +31,10 @@ pub fn class_balanced_weights(codes: &[i32]) -> Result<Vec<f64>, usize> {
         }
         counts[code] += 1;
     }
+    let classes = counts.iter().filter(|&&count| count > 0).count() as f64;
     Ok(codes
         .iter()
-        .map(|&code| 1.0 / counts[code as usize] as f64)
+        .map(|&code| 1.0 / counts[code as usize] as f64 / classes)
         .collect())
 }
 
@@ -146,5 +148,10 @@ mod tests {
             assert!(WeightTable::new(weights, 2).is_err(), "{weights:?}");
         }
         assert_eq!(class_balanced_weights(&[0, 2, -1]), Err(2));
+        // There is no class 1.
+        assert_eq!(
+            class_balanced_weights(&[2, 0, 2]).unwrap(),
+            [0.25, 0.5, 0.25]
+        );
     }
 }
