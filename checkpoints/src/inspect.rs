@@ -227,9 +227,9 @@ fn add_survey(found: &mut Found, survey: &Survey<'_>) -> Result<(), Error> {
     }
     found.fact("adapters", adapters);
     let parameters = survey
-        .groups()
+        .sizes()
         .into_iter()
-        .map(|group| (group.name, group.parameters.into()));
+        .map(|(part, size)| (part, size.parameters.into()));
     found.fact(
         "parameters",
         parameters.collect::<serde_json::Map<_, Value>>(),

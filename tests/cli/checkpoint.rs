@@ -116,6 +116,20 @@ fn the_published_file_loads_what_the_reference_loads_with_its_values() {
 }
 
 #[test]
+fn every_published_tensor_can_be_used_in_place() {
+    let backbone = ScgptDirectory::open(&published()).unwrap();
+    for (name, tensor) in backbone.tensors() {
+        let mapped = backbone.mapped(name).unwrap().in_place();
+        let mapped = mapped.unwrap_or_else(|| panic!("`{name}` needs a copy"));
+        assert_eq!(mapped.as_host(), tensor, "{name}");
+        assert_eq!(mapped.bytes().as_ptr(), tensor.data.as_ptr(), "{name}");
+        // torch.save puts storages at multiples of 64 bytes.
+        assert!(mapped.alignment() >= 64, "{name}: {}", mapped.alignment());
+    }
+    assert!(backbone.mapped("no such tensor").is_none());
+}
+
+#[test]
 fn inspect_lists_every_tensor_as_a_table_and_as_json() {
     let dir = published();
     let backbone = ScgptDirectory::open(&dir).unwrap();

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use zip::write::SimpleFileOptions;
 
 use super::*;
+use crate::mapped::{CopyReason, Mapping};
 use crate::tensor::{Dtype, TensorFile};
 
 fn record(shape: &[usize], strides: &[usize], offset: usize, storage_len: usize) -> TensorRecord {
@@ -116,6 +117,12 @@ fn contiguous_tensors_are_slices_of_the_file_and_others_are_copied_in_order() {
         assert_eq!(tensor.to_f32().unwrap(), expected, "{record:?}");
         let borrowed = matches!(tensor.data, std::borrow::Cow::Borrowed(_));
         assert_eq!(borrowed, is_borrowed, "{record:?}");
+        match file.mapped("w").unwrap() {
+            Mapping::InPlace(mapped) => assert_eq!(mapped.as_host(), tensor),
+            Mapping::NeedsCopy(CopyReason::Strided) => assert!(!is_borrowed, "{record:?}"),
+            // The zip crate does not align what it writes.
+            Mapping::NeedsCopy(CopyReason::Unaligned { alignment, .. }) => assert!(alignment < 4),
+        }
     }
 }
 

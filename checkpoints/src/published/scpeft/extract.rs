@@ -3,11 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
-use indexmap::IndexMap;
-
 use super::compare::{self, Differences};
 use super::names::Group;
-use super::{Assumptions, Survey, group_name, module_of};
+use super::{Assumptions, PartSize, PartSizes, Survey, count, group_name, module_of};
 use crate::error::{Error, Result};
 use crate::fsx;
 use crate::peft::{self, AdapterConfig, AdapterSettings, ScpeftRecord, write_adapter};
@@ -17,19 +15,6 @@ use crate::tensor::{Dtype, HostTensor};
 
 /// Parts of a backbone that a fine-tuned file must have.
 const NEEDED: [&str; 2] = ["encoder.", "transformer_encoder."];
-
-/// A line of the table: what is kept or left out of one part of the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
-    /// Kind of adapter, module of a head, or why it is left out.
-    pub what: String,
-    /// Tensors.
-    pub tensors: usize,
-    /// Numbers in them.
-    pub parameters: usize,
-    /// Bytes of them.
-    pub bytes: usize,
-}
 
 /// Adapters and heads of a fine-tuned file, under our names.
 #[derive(Debug)]
@@ -43,9 +28,9 @@ pub struct Extraction<'a> {
     /// The task that these heads belong to; empty when they tell none.
     pub task: &'static str,
     /// What is kept, part by part.
-    pub kept: Vec<Kept>,
-    /// What is left out, and why.
-    pub skipped: Vec<Kept>,
+    pub kept: PartSizes,
+    /// What is left out, by what it is.
+    pub skipped: PartSizes,
     /// What was found or assumed on the way, for the user.
     pub notes: Vec<String>,
     source: String,
@@ -84,7 +69,7 @@ pub fn extract<'a>(
             *train_qkv_bias = train_bias;
         }
     }
-    let heads = trained_heads(survey, backbone, value_encoder)?;
+    let heads = trained_heads(survey, backbone, value_encoder);
     let mut extraction = Extraction {
         task: task_of(&heads),
         notes: notes(survey, &adapters, assumed, &found),
@@ -92,8 +77,8 @@ pub fn extract<'a>(
         adapters,
         heads,
         tensors: Vec::new(),
-        kept: Vec::new(),
-        skipped: Vec::new(),
+        kept: PartSizes::new(),
+        skipped: PartSizes::new(),
     };
     extraction.collect(survey, train_bias)?;
     if extraction.tensors.is_empty() {
@@ -207,7 +192,7 @@ fn trained_heads(
     survey: &Survey<'_>,
     backbone: &ScgptDirectory,
     value_encoder: bool,
-) -> Result<Vec<String>> {
+) -> Vec<String> {
     let mut heads: Vec<String> = Vec::new();
     if value_encoder {
         heads.push("value_encoder".to_owned());
@@ -218,14 +203,14 @@ fn trained_heads(
             continue;
         }
         let same = match (survey.tensor(name), backbone.get(name)) {
-            (Some(ours), Some(theirs)) => compare::equal(&ours, &theirs)?,
+            (Some(ours), Some(theirs)) => compare::equal(&ours, &theirs),
             _ => false,
         };
         if !same {
             heads.push(module.to_owned());
         }
     }
-    Ok(heads)
+    heads
 }
 
 fn task_of(heads: &[String]) -> &'static str {
@@ -312,8 +297,6 @@ fn notes(
 impl<'a> Extraction<'a> {
     /// Sorts every tensor of the file into what is kept and what is left out.
     fn collect(&mut self, survey: &Survey<'a>, train_bias: bool) -> Result<()> {
-        let mut kept: IndexMap<String, Kept> = IndexMap::new();
-        let mut skipped: IndexMap<String, Kept> = IndexMap::new();
         let lora_layers: Vec<usize> = self
             .adapters
             .iter()
@@ -336,24 +319,26 @@ impl<'a> Extraction<'a> {
                 Group::Head | Group::Normalisation if is_module => (true, group),
                 _ => (false, format!("{group}, as published")),
             };
-            count(if keep { &mut kept } else { &mut skipped }, what, &tensor);
+            let sizes = if keep {
+                &mut self.kept
+            } else {
+                &mut self.skipped
+            };
+            count(sizes, what, tensor.dtype, &tensor.shape);
             if keep {
                 self.tensors.push((name.clone(), single(tensor)?));
             }
         }
-        for name in &survey.duplicates {
-            let what = "second names of tensors".to_owned();
-            count(&mut skipped, what, &survey.file.get(name)?);
+        let second = survey.duplicates.iter().map(|name| (name, None));
+        let unknown = survey.unknown.iter().map(|name| (name, Some(name)));
+        for (name, shown) in second.chain(unknown) {
+            let what = shown.map_or("second names of tensors".to_owned(), |name| {
+                format!("unknown: {name}")
+            });
+            if let Some((dtype, shape)) = survey.file.info(name) {
+                count(&mut self.skipped, what, dtype, shape);
+            }
         }
-        for name in &survey.unknown {
-            count(
-                &mut skipped,
-                format!("unknown: {name}"),
-                &survey.file.get(name)?,
-            );
-        }
-        self.kept = kept.into_values().collect();
-        self.skipped = skipped.into_values().collect();
         Ok(())
     }
 
@@ -379,18 +364,6 @@ impl<'a> Extraction<'a> {
     }
 }
 
-fn count(table: &mut IndexMap<String, Kept>, what: String, tensor: &HostTensor<'_>) {
-    let row = table.entry(what.clone()).or_insert(Kept {
-        what,
-        tensors: 0,
-        parameters: 0,
-        bytes: 0,
-    });
-    row.tensors += 1;
-    row.parameters += tensor.len();
-    row.bytes += tensor.data.len();
-}
-
 /// Floating types in single precision, as adapters are stored; counters as they are.
 fn single(tensor: HostTensor<'_>) -> Result<HostTensor<'_>> {
     match tensor.dtype {
@@ -404,25 +377,27 @@ fn single(tensor: HostTensor<'_>) -> Result<HostTensor<'_>> {
 
 impl fmt::Display for Extraction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = self.kept.iter().chain(&self.skipped);
-        let width = rows
-            .map(|row| row.what.chars().count())
+        let parts = self.kept.keys().chain(self.skipped.keys());
+        let width = parts
+            .map(|part| part.chars().count())
             .max()
             .unwrap_or(0)
             .max(7);
-        for (title, rows) in [("stored", &self.kept), ("skipped", &self.skipped)] {
-            if rows.is_empty() {
+        for (title, sizes) in [("stored", &self.kept), ("skipped", &self.skipped)] {
+            if sizes.is_empty() {
                 continue;
             }
             writeln!(f, "  {title:width$}  tensors  parameters        MB")?;
-            for row in rows {
+            for (part, size) in sizes {
+                let megabytes = size.bytes as f64 / 1e6;
+                let PartSize {
+                    tensors,
+                    parameters,
+                    ..
+                } = size;
                 writeln!(
                     f,
-                    "  {:width$}  {:7}  {:10}  {:8.3}",
-                    row.what,
-                    row.tensors,
-                    row.parameters,
-                    row.bytes as f64 / 1e6
+                    "  {part:width$}  {tensors:7}  {parameters:10}  {megabytes:8.3}"
                 )?;
             }
         }

@@ -17,13 +17,10 @@ type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 pub(super) fn adapters(survey: &Survey<'_>, assumed: &Assumptions) -> Result<Vec<AdapterSettings>> {
     let mut places: BTreeMap<Place, Shapes<'_>> = BTreeMap::new();
     for (name, part, layer, shape) in survey.adapter_tensors() {
-        let end = name.rsplit_once(['.']).map_or(name, |(head, leaf)| {
-            // `fc1.weight` has two parts, all others one.
-            head.rsplit_once('.')
-                .filter(|(_, module)| module.starts_with("fc"))
-                .map_or(leaf, |(prefix, _)| &name[prefix.len() + 1..])
-        });
-        places.entry((part, layer)).or_default().insert(end, shape);
+        places
+            .entry((part, layer))
+            .or_default()
+            .insert(end_of(name), shape);
     }
     let mut list: Vec<AdapterSettings> = Vec::new();
     for ((part, layer), shapes) in places {
@@ -51,6 +48,14 @@ pub(super) fn adapters(survey: &Survey<'_>, assumed: &Assumptions) -> Result<Vec
         }
     }
     Ok(list)
+}
+
+/// What tells the tensors of one adapter apart: `fc1.weight` and its like, or the last part.
+fn end_of(name: &str) -> &str {
+    match name.rfind(".fc") {
+        Some(at) => &name[at + 1..],
+        None => name.rsplit('.').next().unwrap_or(name),
+    }
 }
 
 /// The settings of one adapter, without its layer.

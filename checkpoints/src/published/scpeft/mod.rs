@@ -15,10 +15,10 @@ use indexmap::IndexMap;
 
 use crate::error::{Error, Result};
 use crate::peft::{AdapterSettings, Target};
-use crate::tensor::{HostTensor, TensorFile};
+use crate::tensor::{Dtype, HostTensor, TensorFile};
 use names::{Group, Part};
 
-pub use extract::{Extraction, Kept, extract, whole_model};
+pub use extract::{Extraction, extract, whole_model};
 pub use names::Variant;
 
 /// What a file does not say of its adapters.
@@ -63,15 +63,26 @@ pub struct Survey<'a> {
     unknown: Vec<String>,
 }
 
-/// Tensors and numbers of one part of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupSize {
-    /// `backbone`, the kind of an adapter, or the module of a head.
-    pub name: String,
-    /// Tensors, without second names.
+/// How much one part of a file is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartSize {
+    /// Tensors.
     pub tensors: usize,
     /// Numbers in them.
     pub parameters: usize,
+    /// Bytes of them.
+    pub bytes: usize,
+}
+
+/// Sizes by part: `backbone`, the kind of an adapter, the module of a head, or another heading.
+pub type PartSizes = IndexMap<String, PartSize>;
+
+fn count(sizes: &mut PartSizes, part: String, dtype: Dtype, shape: &[usize]) {
+    let size = sizes.entry(part).or_default();
+    let parameters: usize = shape.iter().product();
+    size.tensors += 1;
+    size.parameters += parameters;
+    size.bytes += parameters * dtype.size();
 }
 
 /// Whether a file has tensors that only adapters of the reference have.
@@ -171,22 +182,15 @@ impl<'a> Survey<'a> {
         infer::adapters(self, assumed)
     }
 
-    /// Sizes by group: the backbone, each kind of adapter, each module of a head.
-    pub fn groups(&self) -> Vec<GroupSize> {
-        let mut sizes: IndexMap<String, (usize, usize)> = IndexMap::new();
+    /// Sizes of the backbone, each kind of adapter and each module of a head, without second names.
+    pub fn sizes(&self) -> PartSizes {
+        let mut sizes = PartSizes::new();
         for (name, named) in &self.tensors {
-            let entry = sizes.entry(group_name(name, named.group)).or_default();
-            entry.0 += 1;
-            entry.1 += self.shape(name).map_or(0, |shape| shape.iter().product());
+            if let Some((dtype, shape)) = self.file.info(&named.in_file) {
+                count(&mut sizes, group_name(name, named.group), dtype, shape);
+            }
         }
         sizes
-            .into_iter()
-            .map(|(name, (tensors, parameters))| GroupSize {
-                name,
-                tensors,
-                parameters,
-            })
-            .collect()
     }
 
     /// Adapter tensors: our name, kind, layer, shape.
