@@ -67,13 +67,13 @@ fn write_h5ad(dir: &Path) -> PathBuf {
         index.create("_index").unwrap();
     }
     let obs = file.group("obs").unwrap();
-    let order = texts(["sample".to_owned()].into_iter());
+    let order = texts(["sample.id".to_owned()].into_iter());
     let attr = obs.new_attr_builder().with_data(&order);
     attr.create("column-order").unwrap();
     let samples = texts((0..CELLS).map(|c| ["left", "right"][batch(c) as usize].to_owned()));
     obs.new_dataset_builder()
         .with_data(&samples)
-        .create("sample")
+        .create("sample.id")
         .unwrap();
     let matrix = file.new_dataset::<f32>().shape((CELLS, GENES));
     matrix.create("X").unwrap().write_raw(&counts()).unwrap();
@@ -84,7 +84,7 @@ fn imported(dir: &TempDir, input: &Path, name: &str, filter: FilterOptions) -> C
     let options = ImportOptions {
         input: input.to_owned(),
         output: dir.path().join(name),
-        batch: Some("sample".to_owned()),
+        batch: Some("sample.id".to_owned()),
         filter,
         writer: WriterOptions {
             row_group_cells: 16,
@@ -147,7 +147,7 @@ fn streaming_finds_the_genes_of_the_whole_matrix() {
                 hvg: Some(HvgOptions {
                     n_top: 20,
                     flavor,
-                    batch: by_batch.then(|| "sample".to_owned()),
+                    batch: by_batch.then(|| "sample.id".to_owned()),
                 }),
                 ..FilterOptions::default()
             };
@@ -160,7 +160,7 @@ fn streaming_finds_the_genes_of_the_whole_matrix() {
                 .map(|cell| wanted.iter().map(|&gene| cell[gene]).collect())
                 .collect();
             assert_eq!(dense(&corpus), rows, "{name}");
-            let codes = corpus.obs_codes("sample").unwrap();
+            let codes = corpus.obs_codes("sample.id").unwrap();
             assert!((0..CELLS).all(|c| codes[c] == batch(c) as i32), "{name}");
             seen.push(wanted);
         }

@@ -64,11 +64,11 @@ pub(crate) struct Args {
     /// Cells in a shard
     #[arg(long, value_name = "CELLS", default_value_t = WriterOptions::default().shard_cells)]
     shard_cells: usize,
-    #[command(flatten)]
-    filter: FilterArgs,
     /// Replace an existing corpus
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Which genes and cells are kept: steps in this order.

@@ -294,7 +294,11 @@ impl Corpus {
         let group = self.row_groups[row_group];
         let shard = &self.manifest.shards[group.shard];
         let footer = self.footer(row_group)?;
-        let mask = ProjectionMask::columns(footer.parquet_schema(), columns.iter().copied());
+        // By place: a name with a dot would be taken for a path. Names that are missing are reported below.
+        let roots = columns
+            .iter()
+            .filter_map(|c| footer.schema().index_of(c).ok());
+        let mask = ProjectionMask::roots(footer.parquet_schema(), roots);
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(
             self.storage.open(&shard.path)?,
             footer.clone(),

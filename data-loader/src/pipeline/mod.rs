@@ -5,8 +5,8 @@
 //! the results back into order. A row group is decoded once, by whichever job needs it first or by a
 //! hint sent ahead; its block lives as long as jobs of its window do.
 //!
-//! [`plan`] says which cells make up which micro-batch, [`window`] holds what is decoded, [`stream`]
-//! sends the jobs and [`worker`] does them.
+//! `plan` says which cells make up which micro-batch, `window` holds what is decoded, `stream`
+//! sends the jobs and `worker` does them.
 
 mod domains;
 mod plan;
