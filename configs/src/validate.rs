@@ -10,7 +10,7 @@ use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
     AdapterKind, ClassWeights, Config, EmbeddingNorm, Layers, MvcStyle, Sampler, Select, TaskKind,
-    Trainable, ValueStyle, Vocab,
+    TaskSection, Trainable, ValueStyle, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -144,7 +144,14 @@ fn columns(config: &Config, check: &mut Check<'_>) {
         };
         check.require("data.batch", why, "add `batch = \"COLUMN\"` under `[data]`");
     }
-    if data.sampler == Sampler::ClassBalanced && data.label.is_none() {
+    if data.sampler == Sampler::ClassBalanced && per_domain {
+        check.conflict(
+            "data.sampler",
+            "`class-balanced` draws a different number of cells of each batch in every epoch, which \
+             `backbone.norm = \"domain\"` cannot cut into micro-batches of one batch",
+            "set `data.sampler = \"uniform\"`",
+        );
+    } else if data.sampler == Sampler::ClassBalanced && data.label.is_none() {
         check.require(
             "data.label",
             "`data.sampler = \"class-balanced\"` draws the values of an obs column equally often",
@@ -452,7 +459,8 @@ fn task(config: &Config, check: &mut Check<'_>) {
         TaskKind::MaskedExpression | TaskKind::BatchCorrection => expression(config, check),
         TaskKind::Identification => identification(config, check),
     }
-    if task.kind != TaskKind::BatchCorrection && check.reader.is_given("task.dab_weight") {
+    let unchanged = TaskSection::default().dab_weight;
+    if task.kind != TaskKind::BatchCorrection && task.dab_weight.to_bits() != unchanged.to_bits() {
         check.conflict(
             "task.dab_weight",
             format!("`task.dab_weight` has no effect on `{}`", task.kind),

@@ -128,13 +128,11 @@ struct Lanes([[u32; LANES]; 4]);
 impl Lanes {
     fn new(seed: u64) -> Self {
         let mut state = [[0u32; LANES]; 4];
-        for lane in 0..LANES {
-            for half in 0..2 {
-                let word = mix(seed, (2 * lane + half) as u64);
-                state[2 * half][lane] = word as u32;
-                // Never all zeros.
-                state[2 * half + 1][lane] = (word >> 32) as u32 | 1;
-            }
+        for (i, words) in state.as_flattened_mut().chunks_mut(2).enumerate() {
+            let word = mix(seed, i as u64);
+            words[0] = word as u32;
+            // No lane's state is all zeros.
+            words[1] = (word >> 32) as u32 | 1;
         }
         Self(state)
     }

@@ -41,7 +41,7 @@ pub(super) struct Pull<'a>(&'a [Tensor; 2]);
 
 impl Pull<'_> {
     /// An objective whose gradient at both embeddings `[B, D]` is that of the global one.
-    pub(super) fn objective(&self, first: &Tensor, second: &Tensor) -> Result<Tensor> {
+    pub(super) fn objective(self, first: &Tensor, second: &Tensor) -> Result<Tensor> {
         let [at_first, at_second] = self.0;
         let kind = first.f_kind()?;
         Ok(first

@@ -147,7 +147,7 @@ impl Stepper<'_> {
         let mut sums = LocalSums {
             terms: vec![0.0; self.task.terms().len()],
             contrast: contrasts.as_ref().map_or(0.0, Contrasts::own_loss),
-            norms: NormSums::new(self.model, self.params)?,
+            norms: NormSums::new(self.model, self.params),
             cells: 0,
             tokens: 0,
             slots: 0,

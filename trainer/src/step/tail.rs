@@ -31,19 +31,19 @@ pub(super) struct NormSums {
 
 impl NormSums {
     /// Zero sums for the norm of `model`.
-    pub(super) fn new(model: &Scgpt, params: &Params) -> Result<Self> {
+    pub(super) fn new(model: &Scgpt, params: &Params) -> Self {
         let Some(norm) = model.norm() else {
-            return Ok(Self::default());
+            return Self::default();
         };
         let width = match params.buffers().next() {
             Some((_, mean)) => mean.numel(),
             None => 0,
         };
-        Ok(Self {
+        Self {
             domains: norm.domains(),
             width,
             values: vec![0.0; norm.domains() * (1 + 2 * width)],
-        })
+        }
     }
 
     /// Adds one observation.
@@ -102,7 +102,7 @@ impl Tail {
             ref values,
         } = self.norms;
         for domain in 0..domains {
-            let sums = &values[domain * (1 + 2 * width)..][..1 + 2 * width];
+            let sums = &values[domain * (1 + 2 * width)..][..=2 * width];
             let tensor = |part: &[f32]| -> Result<Tensor> {
                 Ok(Tensor::f_from_slice(part)?.f_to_device(device)?)
             };

@@ -106,24 +106,19 @@ impl ExpressionTask {
         let is_masked = |v: &&f32| (**v - mask).abs() < f32::EPSILON;
         micro.values.iter().filter(is_masked).count() as f64
     }
+}
 
-    /// Squared error and, when modelled, zero likelihood of one decoder.
-    fn expression_sums(
-        &self,
-        predicted: &Expression,
-        targets: &Tensor,
-        mask: &Tensor,
-    ) -> Result<Vec<Tensor>> {
-        let mut sums = vec![masked_squared_error_sum(
-            &predicted.prediction,
-            targets,
-            mask,
-        )?];
-        if let Some(probability) = &predicted.nonzero_probability {
-            sums.push(nonzero_nll_sum(probability, targets, mask)?);
-        }
-        Ok(sums)
+/// Squared error and, when modelled, zero likelihood of one decoder.
+fn expression_sums(predicted: &Expression, targets: &Tensor, mask: &Tensor) -> Result<Vec<Tensor>> {
+    let mut sums = vec![masked_squared_error_sum(
+        &predicted.prediction,
+        targets,
+        mask,
+    )?];
+    if let Some(probability) = &predicted.nonzero_probability {
+        sums.push(nonzero_nll_sum(probability, targets, mask)?);
     }
+    Ok(sums)
 }
 
 impl Task for ExpressionTask {
@@ -172,10 +167,10 @@ impl Task for ExpressionTask {
             .f_to_kind(Kind::Float)?;
         let targets = batch.targets()?;
         let from_tokens = model.heads.expression(&encoded, inputs)?;
-        let mut sums = self.expression_sums(&from_tokens, &targets, &mask)?;
+        let mut sums = expression_sums(&from_tokens, &targets, &mask)?;
         if self.options.mvc.is_some() {
             let from_cell = model.heads.mvc(&encoded, inputs)?;
-            sums.extend(self.expression_sums(&from_cell, &targets, &mask)?);
+            sums.extend(expression_sums(&from_cell, &targets, &mask)?);
         }
         if let Some(ecs) = self.options.ecs {
             // A mean over the pairs of this micro-batch, weighted by its cells.

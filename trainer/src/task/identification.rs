@@ -160,9 +160,9 @@ impl Identification {
     }
 }
 
-/// Weights of the classes. Counts are those of the training split, but for the published rule that
-/// counts all cells.
-fn class_weights(rule: ClassWeights, known: &[usize], labels: &LabelInfo) -> Option<Vec<f32>> {
+/// Weights of the classes `known`, given as categories of `labels`. Counts are those of the training
+/// split, but for the published rule that counts all cells.
+pub fn class_weights(rule: ClassWeights, known: &[usize], labels: &LabelInfo) -> Option<Vec<f32>> {
     let counts = match rule {
         ClassWeights::SquaredComplementOfAll => &labels.all_counts,
         _ => &labels.train_counts,

@@ -9,7 +9,7 @@ mod identification;
 
 pub use batch::{Batches, DeviceBatch, Staging};
 pub use expression::{Ecs, ExpressionOptions, ExpressionTask};
-pub use identification::{Identification, IdentificationOptions};
+pub use identification::{Identification, IdentificationOptions, class_weights};
 
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::MicroBatch;
