@@ -159,14 +159,14 @@ impl EmbeddingNorm {
                 self.statistics.len()
             ),
         })?;
-        let (batch, seq, d_model) = x.size3()?;
-        let rows = full(x)?.f_reshape([batch * seq, d_model])?;
+        // [B, D, S]: for this layout libtorch sums a channel in double precision.
+        let channels = full(x)?.f_transpose(1, 2)?.f_contiguous()?;
         let observed = if pass.training {
-            let seen = rows.f_detach()?;
+            let seen = channels.f_detach()?;
             Some(Observed {
                 domain,
-                mean: seen.f_mean_dim(0, false, None::<Kind>)?,
-                variance: seen.f_var_dim(0, true, false)?,
+                mean: seen.f_mean_dim([0i64, 2].as_slice(), false, None::<Kind>)?,
+                variance: seen.f_var_dim([0i64, 2].as_slice(), true, false)?,
             })
         } else {
             None
@@ -181,7 +181,7 @@ impl EmbeddingNorm {
             (Some(&running.mean), Some(&running.variance))
         };
         let y = Tensor::f_batch_norm(
-            &rows,
+            &channels,
             weight,
             bias,
             mean,
@@ -191,8 +191,8 @@ impl EmbeddingNorm {
             EPS,
             true,
         )?;
-        let y = cast(&y, x.f_kind()?)?.f_view([batch, seq, d_model])?;
-        Ok((y, observed))
+        let y = y.f_transpose(1, 2)?.f_contiguous()?;
+        Ok((cast(&y, x.f_kind()?)?, observed))
     }
 
     /// Moves the running statistics of `domain` by `count` observations whose means and variances
