@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary};
+use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary, wanted_shapes};
 use scpeft_checkpoint::run::verify_checkpoint;
 use scpeft_checkpoint::{
     CheckpointStore, Error, HostTensor, ScgptDirectory, TensorFile, fsx, read_adapter,
@@ -115,26 +115,7 @@ fn check_complete(
     vocabulary: &Vocabulary,
     shape_of: impl Fn(&str) -> Option<Vec<usize>>,
 ) -> Result<(), Error> {
-    let width = args.embsize;
-    let mut wanted = vec![
-        (
-            "encoder.embedding.weight".to_owned(),
-            vec![vocabulary.len(), width],
-        ),
-        (
-            "value_encoder.linear2.weight".to_owned(),
-            vec![width, width],
-        ),
-    ];
-    for layer in 0..args.nlayers {
-        let layer = format!("transformer_encoder.layers.{layer}");
-        wanted.push((
-            format!("{layer}.self_attn.in_proj_weight"),
-            vec![3 * width, width],
-        ));
-        wanted.push((format!("{layer}.linear1.weight"), vec![args.d_hid, width]));
-        wanted.push((format!("{layer}.linear2.weight"), vec![width, args.d_hid]));
-    }
+    let wanted = wanted_shapes(args, vocabulary.len());
     for (name, shape) in wanted {
         if shape_of(&name).as_ref() != Some(&shape) {
             let found = shape_of(&name).map_or("none".to_owned(), |shape| format!("{shape:?}"));

@@ -144,6 +144,22 @@ fn columns(config: &Config, check: &mut Check<'_>) {
         };
         check.require("data.batch", why, "add `batch = \"COLUMN\"` under `[data]`");
     }
+    if per_domain {
+        check.require(
+            "train.micro_batch_cells",
+            "`backbone.norm = \"domain\"` makes global batches of micro-batches of one batch each, \
+             whose size must not depend on the number of ranks",
+            "add `micro_batch_cells = 8` under `[train]`",
+        );
+    }
+    if data.batch.is_some() && !correction && !per_domain && !check.refused("data.batch") {
+        check.conflict(
+            "data.batch",
+            "`data.batch` has no effect here: it is for `task.kind = \"batch-correction\"` and \
+             `backbone.norm = \"domain\"`",
+            "remove it",
+        );
+    }
     if data.sampler == Sampler::ClassBalanced && per_domain {
         check.conflict(
             "data.sampler",
@@ -365,7 +381,11 @@ fn fits_backbone(config: &Config, check: &mut Check<'_>) {
     let (adapter, shape) = (&config.adapter, &config.backbone.shape);
     let attached = adapter.kind.attached();
     // TOKEN alone sits before the layers.
-    if attached.iter().any(|kind| *kind != AdapterKind::Token) {
+    let own_layers = |kind: &AdapterKind| *kind == AdapterKind::Mlp && adapter.mlp_layers.is_some();
+    if attached
+        .iter()
+        .any(|kind| *kind != AdapterKind::Token && !own_layers(kind))
+    {
         chosen_layers("adapter.layers", &adapter.layers, shape.n_layers, check);
     }
     if let Some(layers) = adapter
@@ -499,6 +519,20 @@ fn expression(config: &Config, check: &mut Check<'_>) {
         );
     }
     let query = matches!(task.mvc_style, MvcStyle::ConcatQuery | MvcStyle::SumQuery);
+    if task.cce_weight > 0.0 && config.backbone.dropout == 0.0 {
+        check.conflict(
+            "task.cce_weight",
+            "`task.cce_weight` contrasts two passes that differ by dropout, and `backbone.dropout` is 0",
+            "raise `backbone.dropout`, or remove it",
+        );
+    }
+    if task.ecs_weight > 0.0 && config.train.micro_batch_cells == Some(1) {
+        check.conflict(
+            "task.ecs_weight",
+            "`task.ecs_weight` compares the cells of a micro-batch, and `train.micro_batch_cells` is 1",
+            "raise `train.micro_batch_cells`, or remove it",
+        );
+    }
     if task.mvc_style != MvcStyle::InnerProduct && !task.mvc {
         check.conflict(
             "task.mvc_style",
@@ -524,6 +558,9 @@ fn identification(config: &Config, check: &mut Check<'_>) {
         ("task.explicit_zero", task.explicit_zero),
         ("task.ecs_weight", task.ecs_weight > 0.0),
         ("task.cce_weight", task.cce_weight > 0.0),
+        ("task.mvc_style", task.mvc_style != MvcStyle::InnerProduct),
+        // Masked values would be hidden from the classifier, in prediction too.
+        ("data.mask_ratio", config.data.mask_ratio > 0.0),
     ] {
         if given {
             check.conflict(

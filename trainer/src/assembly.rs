@@ -409,7 +409,8 @@ fn build_model(
 fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadReport> {
     let shapes: Vec<(&TensorSpec, Vec<usize>)> = specs
         .iter()
-        .filter(|s| matches!(s.role, Role::Backbone | Role::Head))
+        // Statistics of single batches belong to the batches of the corpus they were seen in.
+        .filter(|s| s.role != Role::Adapter && !s.name.starts_with("dsbn."))
         .map(|s| (s, s.shape.iter().map(|&n| n as usize).collect()))
         .collect();
     let model = shapes

@@ -45,7 +45,9 @@ impl Backbone {
     /// When its files are missing or malformed.
     pub fn for_training(config: &Config, corpus: &Corpus) -> Result<Self> {
         if let Some(path) = &config.backbone.path {
-            return Self::published(path);
+            let backbone = Self::published(path)?;
+            require_style(config, &backbone.args, path)?;
+            return Ok(backbone);
         }
         let vocabulary = match &config.backbone.vocab {
             scpeft_config::Vocab::Corpus => {
@@ -80,6 +82,13 @@ impl Backbone {
         match &config.backbone.path {
             Some(path) if config.task.trainable != Trainable::All => {
                 let backbone = Self::published(path)?;
+                if backbone.args != args {
+                    return Err(Failure::weights(format!(
+                        "`{}`: its args.json is not the one the run was trained with\n\
+                         help: put back the backbone of the run, or name it with `--set backbone.path=DIR`",
+                        path.display()
+                    )));
+                }
                 if backbone.vocabulary != vocabulary {
                     return Err(Failure::weights(format!(
                         "`{}`: its vocabulary is not the one the run was trained with\n\
@@ -145,6 +154,11 @@ impl Backbone {
         }
     }
 
+    /// What `args.json` says, for the identity of a run.
+    pub(crate) fn args(&self) -> Value {
+        serde_json::to_value(&self.args).unwrap_or_default()
+    }
+
     /// Writes `args.json` and `vocab.json` into a run directory.
     ///
     /// # Errors
@@ -180,12 +194,42 @@ fn value_style(args: &ScgptArgs) -> Result<ValueStyle> {
     }
 }
 
+/// The keys of `args.json` that say what else the encoder computes.
+const CELL_STYLE: &str = "cell_emb_style";
+const NORM: &str = "embedding_norm";
+
+/// A backbone that was pretrained in one style computes something else in another.
+fn require_style(config: &Config, args: &ScgptArgs, path: &Path) -> Result<()> {
+    let backbone = &config.backbone;
+    for (key, setting, now) in [
+        (
+            CELL_STYLE,
+            "backbone.cell_style",
+            backbone.cell_style.as_str(),
+        ),
+        (NORM, "backbone.norm", backbone.norm.as_str()),
+    ] {
+        let then = args.others.get(key).and_then(Value::as_str);
+        if let Some(then) = then.filter(|then| *then != now) {
+            return Err(Failure::config(format!(
+                "`{setting}` is `{now}`, the backbone `{}` was trained with `{then}`\n\
+                 help: set `{setting} = \"{then}\"`",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// `args.json` of a backbone that starts random.
 fn random_args(config: &Config) -> ScgptArgs {
     let shape = &config.backbone.shape;
     let mut others = Map::new();
     others.insert("max_seq_len".into(), Value::from(config.data.max_len));
     others.insert(VALUE_STYLE.into(), shape.value_style.as_str().into());
+    let backbone = &config.backbone;
+    others.insert(CELL_STYLE.into(), backbone.cell_style.as_str().into());
+    others.insert(NORM.into(), backbone.norm.as_str().into());
     ScgptArgs {
         embsize: shape.d_model,
         nheads: shape.n_heads,

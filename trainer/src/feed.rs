@@ -175,7 +175,8 @@ impl Feed {
         let mut cells = train.cell_indices().chain(valid.cell_indices());
         if let Some(cell) = cells.find(|&cell| codes[cell as usize] < 0) {
             return Err(Failure::data(format!(
-                "obs column `{column}`: cell {cell} has no value, so its batch is not known\n                 help: fill the column, or leave such cells out of the splits"
+                "obs column `{column}`: cell {cell} has no value, so its batch is not known\n\
+                 help: fill the column, or leave such cells out of the splits"
             )));
         }
         let info = self.column_info(column, train, valid)?;

@@ -16,6 +16,9 @@ use crate::failure::{Failure, Result};
 pub(crate) struct Identity {
     corpus: String,
     backbone: String,
+    /// `args.json` of the backbone: bins, pad and mask values, dimensions.
+    #[serde(default)]
+    args: BTreeMap<String, Value>,
     classes: Vec<String>,
     layout: Vec<(String, Vec<i64>)>,
     settings: BTreeMap<String, Value>,
@@ -51,9 +54,12 @@ impl Identity {
                 .iter()
                 .any(|free| key == free || (free.ends_with('.') && key.starts_with(free)))
         });
+        let mut args = BTreeMap::new();
+        flatten("args.json", &assembly.backbone.args(), &mut args);
         Self {
             corpus: assembly.feed.corpus.fingerprint().to_owned(),
             backbone: assembly.backbone.fingerprint.clone(),
+            args,
             classes: assembly.task.classes().to_vec(),
             layout: assembly
                 .params
@@ -69,6 +75,7 @@ impl Identity {
     pub(crate) fn require_same(&self, now: &Self, path: &Path) -> Result<()> {
         let flat = |identity: &Self| {
             let mut values = identity.settings.clone();
+            values.extend(identity.args.clone());
             values.insert("corpus fingerprint".into(), json!(identity.corpus));
             values.insert("backbone fingerprint".into(), json!(identity.backbone));
             values.insert("classes".into(), json!(identity.classes));
@@ -140,6 +147,7 @@ mod tests {
         Identity {
             corpus: "c".into(),
             backbone: "b".into(),
+            args: BTreeMap::new(),
             classes: vec!["B".into(), "T".into()],
             layout: vec![("w".into(), vec![2])],
             settings: flat,

@@ -80,12 +80,13 @@ fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
 /// Refuses overrides of what the adapter was trained with: they would predict with another
 /// function than the one that was trained, and say nothing.
 fn require_harmless(overrides: &[String]) -> Result<()> {
-    const MAY_CHANGE: [&str; 13] = [
+    const MAY_CHANGE: [&str; 14] = [
         "run.device",
         "run.threads",
         "run.name",
         "data.corpus",
         "data.label",
+        "data.batch",
         "data.split_column",
         "data.test",
         "data.gene_key",

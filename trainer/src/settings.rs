@@ -8,7 +8,7 @@ use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
     OftOptions, PrefixOptions, Projection, TokenOptions,
 };
-use scpeft_model::backbone::scgpt;
+use scpeft_model::backbone::scgpt::{self, Pooled};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::head;
 use scpeft_model::norm::NormStyle;
@@ -107,8 +107,10 @@ pub(crate) fn inputs(
         perturbation_pad: None,
         cell: match config.backbone.cell_style {
             CellStyle::Cls => scgpt::CellStyle::Cls,
-            CellStyle::AveragePool => scgpt::CellStyle::AveragePool,
-            CellStyle::WeightedPool => scgpt::CellStyle::WeightedPool,
+            CellStyle::AveragePool => scgpt::CellStyle::AveragePool(Pooled::Tokens),
+            CellStyle::WeightedPool => scgpt::CellStyle::WeightedPool(Pooled::Tokens),
+            CellStyle::AveragePoolPadded => scgpt::CellStyle::AveragePool(Pooled::Everything),
+            CellStyle::WeightedPoolPadded => scgpt::CellStyle::WeightedPool(Pooled::Everything),
         },
     }
 }

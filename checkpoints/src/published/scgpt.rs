@@ -385,7 +385,7 @@ impl ScgptDirectory {
 }
 
 /// Backbone tensors that arguments and vocabulary call for, by our names.
-fn wanted_shapes(args: &ScgptArgs, n_tokens: usize) -> Vec<(String, Vec<usize>)> {
+pub fn wanted_shapes(args: &ScgptArgs, n_tokens: usize) -> Vec<(String, Vec<usize>)> {
     let (d, h) = (args.embsize, args.d_hid);
     let mut wanted = vec![
         ("encoder.embedding.weight".to_owned(), vec![n_tokens, d]),
@@ -401,6 +401,15 @@ fn wanted_shapes(args: &ScgptArgs, n_tokens: usize) -> Vec<(String, Vec<usize>)>
             ("linear2.bias", vec![d]),
             ("norm.weight", vec![d]),
             ("norm.bias", vec![d]),
+        ] {
+            wanted.push((format!("value_encoder.{name}"), shape));
+        }
+    } else if style == Some("category") {
+        // Rows for the bins, the pad value and the mask value.
+        for (name, shape) in [
+            ("embedding.weight", vec![args.n_bins + 2, d]),
+            ("enc_norm.weight", vec![d]),
+            ("enc_norm.bias", vec![d]),
         ] {
             wanted.push((format!("value_encoder.{name}"), shape));
         }

@@ -144,10 +144,14 @@ choice! {
     CellStyle {
         /// The state of the `<cls>` token.
         Cls = "cls",
-        /// The mean over all positions, padding included.
+        /// The mean over all tokens.
         AveragePool = "average-pool",
         /// The sum weighted by the values, of length 1.
         WeightedPool = "weighted-pool",
+        /// The mean over all positions, padding included, as in the published code.
+        AveragePoolPadded = "average-pool-padded",
+        /// The weighted sum over all positions, padding included, as in the published code.
+        WeightedPoolPadded = "weighted-pool-padded",
     }
 }
 

@@ -52,7 +52,7 @@ section! {
         /// The obs column with the label to predict. Required for identification, unset otherwise.
         label: Option<String> = None;
         /// The obs column with the batch (donor, assay, plate) of a cell. Required for
-        /// `task.kind = "batch-correction"`. Default: unset.
+        /// `task.kind = "batch-correction"` and for `backbone.norm = "domain"`. Default: unset.
         batch: Option<String> = None;
         /// `uniform` (every training cell once an epoch) or `class-balanced` (drawn with
         /// replacement, every label equally often; needs `data.label`). Default `uniform`.
@@ -76,7 +76,7 @@ section! {
         /// gene table allows.
         include_zero_genes: bool = false;
         /// Share of a cell's values that are masked. Default 0; from 0 up to but excluding 1;
-        /// must be above 0 for masked expression.
+        /// must be above 0 for masked expression and 0 for identification.
         mask_ratio: f64 = 0.0;
         /// Scale each cell to this total before binning. Default: 10000 for a corpus of counts,
         /// off for log-normalised values. Must be above 0.
@@ -136,10 +136,13 @@ section! {
         /// and keeps heads x length x length probabilities, at 2.5 times the time and twice the
         /// memory of a step with 512 tokens. The start-up line says which it is.
         attention_dropout: Option<f64> = None;
-        /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`. Default `cls`.
+        /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
+        /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
+        /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.
         cell_style: CellStyle = CellStyle::Cls;
         /// The norm between embedding and layers: `none`, `batch` or `domain`, the last with
-        /// `data.batch`. Default `none`. Its running statistics are saved with the adapter.
+        /// `data.batch` and `train.micro_batch_cells`. Default `none`. Its running statistics are
+        /// saved with the adapter.
         norm: EmbeddingNorm = EmbeddingNorm::None;
         inside {
             /// Sizes, for `init = "random"` only.
@@ -256,8 +259,9 @@ section! {
         clip_norm: f64 = 1.0;
         /// Stop after this many epochs without a better validation metric. Default 0 = off.
         early_stop_patience: u64 = 0;
-        /// The metric that picks the best checkpoint: `auto` (`loss`), `loss`, `macro_f1` or
-        /// `balanced_accuracy`. Default `auto`.
+        /// The metric that picks the best checkpoint: `loss`, `macro_f1`, `balanced_accuracy`, or
+        /// `auto`: the squared error of masked values for batch correction, else the loss.
+        /// Default `auto`.
         select: Select = Select::Auto;
         /// Consecutive steps with non-finite gradients that are skipped before the run stops.
         /// Default 10; at least 1.

@@ -9,7 +9,7 @@ use scpeft_model::adapter::{
 };
 use scpeft_model::backbone::scgpt::{
     BatchLabels, Blueprint, CellStyle, Classifier, Encoded, Heads, InputOptions, Inputs, Mvc,
-    Scgpt, Shape, ValueStyle,
+    Pooled, Scgpt, Shape, ValueStyle,
 };
 use scpeft_model::exec::{Dropout, ExecutorKind, Pass};
 use scpeft_model::norm::NormStyle;
@@ -131,8 +131,8 @@ impl Golden {
                 perturbation_pad: None,
                 cell: match args["cell_emb_style"].as_str() {
                     None | Some("cls") => CellStyle::Cls,
-                    Some("avg-pool") => CellStyle::AveragePool,
-                    Some("w-pool") => CellStyle::WeightedPool,
+                    Some("avg-pool") => CellStyle::AveragePool(Pooled::Everything),
+                    Some("w-pool") => CellStyle::WeightedPool(Pooled::Everything),
                     Some(other) => panic!("case.json: cell_emb_style `{other}` has no test"),
                 },
             },

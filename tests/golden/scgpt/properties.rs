@@ -6,7 +6,8 @@ use scpeft_model::adapter::{
     OftOptions, PrefixOptions, Projection, TokenOptions,
 };
 use scpeft_model::backbone::scgpt::{
-    Blueprint, Classifier, Heads, InputOptions, Inputs, Mvc, Purpose, Scgpt, Shape,
+    Blueprint, CellStyle, Classifier, Heads, InputOptions, Inputs, Mvc, Pooled, Purpose, Scgpt,
+    Shape,
 };
 use scpeft_model::exec::{Dropout, ExecutorKind, Pass};
 use scpeft_model::{Layout, Params, Precision, Role, TensorSpec, loss};
@@ -144,6 +145,15 @@ fn train_all(_: &TensorSpec) -> bool {
     true
 }
 
+/// Values of two runs of `encode` over 4 cells with 10 tokens and over the same with padding.
+fn padded(built: &Built) -> [(Tensor, Tensor); 2] {
+    [0, 6].map(|padding| {
+        let batch = inputs(padding);
+        let encoded = tch::no_grad(|| built.model.encode(&batch, Pass::EVALUATION).unwrap());
+        (encoded.hidden.narrow(1, 0, 10), encoded.cell)
+    })
+}
+
 fn adapts(blueprint: &Blueprint) -> impl Fn(&TensorSpec) -> bool + use<> {
     let unfrozen = blueprint.unfreezes().unwrap();
     move |spec| Purpose::Identification.adapts(spec, &unfrozen)
@@ -235,16 +245,68 @@ fn more_padding_changes_no_valid_output() {
         let blueprint = blueprint(adapters);
         let built = build(&blueprint, train_all, Precision::F64, ExecutorKind::Plain);
         shake(&built);
-        let encode = |padding| {
-            let batch = inputs(padding);
-            tch::no_grad(|| built.model.encode(&batch, Pass::EVALUATION).unwrap())
-        };
-        let (short, long) = (encode(0), encode(6));
-        let hidden = long.hidden.narrow(1, 0, 10);
-        let worst = (&short.hidden - hidden).abs().max().double_value(&[]);
+        let [short, long] = padded(&built);
+        let worst = (&short.0 - long.0).abs().max().double_value(&[]);
         assert!(worst < 1e-12, "hidden states move by {worst:e}");
-        assert!(short.hidden.abs().max().double_value(&[]) > 0.1);
+        assert!(short.0.abs().max().double_value(&[]) > 0.1);
     }
+}
+
+/// A cell embedding does not depend on the longest cell beside it, unless it was asked to count
+/// padding as the reference does.
+#[test]
+fn pooled_embeddings_leave_padding_out() {
+    for (style, independent) in [
+        (CellStyle::Cls, true),
+        (CellStyle::AveragePool(Pooled::Tokens), true),
+        (CellStyle::WeightedPool(Pooled::Tokens), true),
+        (CellStyle::AveragePool(Pooled::Everything), false),
+        (CellStyle::WeightedPool(Pooled::Everything), false),
+    ] {
+        let mut blueprint = blueprint(vec![encoder(false)]);
+        blueprint.inputs.cell = style;
+        let built = build(&blueprint, train_all, Precision::F64, ExecutorKind::Plain);
+        let [short, long] = padded(&built);
+        let moved = (short.1 - long.1).abs().max().double_value(&[]);
+        assert_eq!(moved < 1e-12, independent, "{style:?}: {moved:e}");
+    }
+}
+
+#[test]
+fn bf16_computes_in_bf16_whatever_trains() {
+    for all in [false, true] {
+        let blueprint = blueprint(vec![encoder(false)]);
+        let adapts = adapts(&blueprint);
+        let rule = |s: &TensorSpec| all || adapts(s);
+        let built = build(&blueprint, rule, Precision::Bf16, ExecutorKind::Plain);
+        let encoded = built.model.encode(&inputs(2), Pass::EVALUATION).unwrap();
+        assert_eq!(encoded.hidden.kind(), Kind::BFloat16, "all: {all}");
+        assert_eq!(encoded.genes.kind(), Kind::BFloat16, "all: {all}");
+        assert_eq!(encoded.cell.kind(), Kind::Float, "all: {all}");
+    }
+}
+
+/// A single token has no variance: it must not turn running statistics into NaN.
+#[test]
+fn one_token_alone_leaves_the_running_statistics_alone() {
+    let mut blueprint = blueprint(vec![encoder(false)]);
+    blueprint.inputs.norm = scpeft_model::norm::NormStyle::Batch;
+    let built = build(&blueprint, train_all, Precision::F32, ExecutorKind::Plain);
+    let one = Inputs::new(
+        Tensor::from_slice(&[4i64]).view([1, 1]),
+        Tensor::from_slice(&[1.0f32]).view([1, 1]),
+        None,
+    );
+    let pass = Pass::training(Dropout::OFF, 0);
+    assert!(built.model.encode(&one, pass).unwrap().observed.is_none());
+    assert!(
+        built
+            .model
+            .encode(&inputs(0), pass)
+            .unwrap()
+            .observed
+            .is_some()
+    );
 }
 
 #[test]

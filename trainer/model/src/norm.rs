@@ -161,7 +161,8 @@ impl EmbeddingNorm {
         })?;
         // [B, D, S]: for this layout libtorch sums a channel in double precision.
         let channels = full(x)?.f_transpose(1, 2)?.f_contiguous()?;
-        let observed = if pass.training {
+        // One token alone has no variance to learn from.
+        let observed = if pass.training && channels.size()[0] * channels.size()[2] > 1 {
             let seen = channels.f_detach()?;
             Some(Observed {
                 domain,

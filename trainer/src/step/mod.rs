@@ -163,6 +163,8 @@ impl Stepper<'_> {
         let empty = counts.iter().all(|&count| count == 0.0);
         let (grad_norm, skipped) = if empty {
             (0.0, Some(Skip::Empty))
+        } else if !tail.is_finite() {
+            (f64::NAN, Some(Skip::NonFinite))
         } else {
             self.update(lr)?
         };

@@ -91,6 +91,13 @@ impl Tail {
         }
     }
 
+    /// Whether every sum is a number to go on with.
+    pub(super) fn is_finite(&self) -> bool {
+        self.contrast.is_finite()
+            && self.terms.iter().all(|t| t.is_finite())
+            && self.norms.values.iter().all(|v| v.is_finite())
+    }
+
     /// Moves running statistics by what all ranks saw.
     pub(super) fn update_norms(&self, model: &Scgpt, device: Device) -> Result<()> {
         let Some(norm) = model.norm() else {

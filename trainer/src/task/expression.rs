@@ -3,6 +3,7 @@
 //! discovery of cell populations and, with batches, an adversarial discriminator and a
 //! domain-specific norm, corrects batch effects.
 
+use scpeft_config::Select;
 use scpeft_data::MicroBatch;
 use scpeft_model::backbone::scgpt::{BatchLabels, Heads, Mvc, Purpose, Scgpt};
 use scpeft_model::exec::Pass;
@@ -41,6 +42,8 @@ pub struct ExpressionOptions {
     pub contrast: Option<Contrast>,
     /// Value that stands for a masked one.
     pub mask_value: f32,
+    /// What selects the best model.
+    pub select: Select,
 }
 
 /// What a term is divided by.
@@ -225,7 +228,11 @@ impl Task for ExpressionTask {
     }
 
     fn selection(&self) -> (&'static str, bool) {
-        ("loss", false)
+        match self.options.select {
+            // A discriminator that succeeds lowers the loss and is no better model.
+            Select::Auto if self.options.batches.is_some() => ("gep_mse", false),
+            _ => ("loss", false),
+        }
     }
 }
 
@@ -245,6 +252,7 @@ mod tests {
             dab_weight: 0.5,
             contrast: None,
             mask_value: -1.0,
+            select: Select::Auto,
         }
     }
 
@@ -272,12 +280,14 @@ mod tests {
         let task = ExpressionTask::new(options());
         assert_eq!(task.purpose(), Purpose::BatchCorrection);
         assert!(task.heads().discriminator.is_some());
+        assert_eq!(task.selection(), ("gep_mse", false));
         let plain = ExpressionTask::new(ExpressionOptions {
             batches: None,
             dab_weight: 0.0,
             ..options()
         });
         assert_eq!(plain.purpose(), Purpose::Population);
+        assert_eq!(plain.selection(), ("loss", false));
         assert!(plain.heads().batch_labels.is_none());
     }
 }

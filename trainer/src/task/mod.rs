@@ -173,6 +173,7 @@ pub fn build(
                     weight: task.cce_weight,
                 }),
                 mask_value,
+                select: config.train.select,
             };
             if let Some(batches) = told.filter(|b| b.names().len() < 2) {
                 return Err(Failure::data(format!(

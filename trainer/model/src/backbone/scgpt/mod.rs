@@ -44,11 +44,20 @@ pub enum CellStyle {
     /// State of `<cls>`.
     #[default]
     Cls,
-    /// Mean of the states of all positions, padding included (as the reference has it).
-    AveragePool,
-    /// Sum of the states weighted by the input values, then L2-normalised (as the reference has
-    /// it: padding takes part with its pad value).
-    WeightedPool,
+    /// Mean of the states.
+    AveragePool(Pooled),
+    /// Sum of the states weighted by the input values, then L2-normalised.
+    WeightedPool(Pooled),
+}
+
+/// The positions that a pooled cell embedding is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooled {
+    /// Those of genes and `<cls>`.
+    Tokens,
+    /// All, padding included (weighted by its pad value), as the reference has it. The embedding
+    /// then depends on the longest cell of the micro-batch.
+    Everything,
 }
 
 /// What goes into the blocks.

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::block::Blocks;
 use super::values::ValueEncoder;
-use super::{Blueprint, CellStyle, HeadSet, InputOptions, Shape};
+use super::{Blueprint, CellStyle, HeadSet, InputOptions, Pooled, Shape};
 use crate::exec::{BlockContext, Executor, ExecutorKind, Pass, Stack, Tape};
 use crate::norm::{EmbeddingNorm, Observed};
 use crate::ops::{LayerNorm, cast, full};
@@ -82,6 +82,7 @@ pub struct Scgpt {
     values: ValueEncoder,
     perturbation: Option<Tensor>,
     norm: Option<EmbeddingNorm>,
+    compute: Kind,
     blocks: Rc<Blocks>,
     executor: Box<dyn Executor>,
     /// The heads.
@@ -114,6 +115,7 @@ impl Scgpt {
                 None => None,
             },
             norm: EmbeddingNorm::bind(params, inputs.norm)?,
+            compute: params.precision().compute(),
             blocks: Rc::new(Blocks::bind(params, shape, adapters)?),
             executor: executor.build(),
             heads: HeadSet::bind(params, heads)?,
@@ -153,7 +155,7 @@ impl Scgpt {
             Some((_, length)) => strip_prefix(&run.hidden, length)?,
             None => run.hidden,
         };
-        let cell = self.cell(&hidden, &inputs.values)?;
+        let cell = self.cell(&hidden, inputs)?;
         Ok(Encoded {
             hidden,
             genes,
@@ -167,7 +169,7 @@ impl Scgpt {
     fn embed(&self, inputs: &Inputs, pass: Pass) -> Result<(Tensor, Tensor, Option<Observed>)> {
         let pad = self.shape.pad_id;
         let genes = Tensor::f_embedding(&self.embedding, &inputs.gene_ids, pad, false, false)?;
-        let genes = self.gene_norm.forward(&genes)?;
+        let genes = cast(&self.gene_norm.forward(&genes)?, self.compute)?;
         let adapters = &self.blocks.adapters;
         let mut x = self
             .values
@@ -207,14 +209,23 @@ impl Scgpt {
         })
     }
 
-    fn cell(&self, hidden: &Tensor, values: &Tensor) -> Result<Tensor> {
+    fn cell(&self, hidden: &Tensor, inputs: &Inputs) -> Result<Tensor> {
+        // [B, S]: how much each position counts.
+        let (weights, pooled) = match self.inputs.cell {
+            CellStyle::Cls => return full(&hidden.f_select(1, 0)?),
+            CellStyle::AveragePool(pooled) => (inputs.values.f_ones_like()?, pooled),
+            CellStyle::WeightedPool(pooled) => (inputs.values.shallow_clone(), pooled),
+        };
+        let hidden = full(hidden)?;
+        let mut weights = cast(&weights, hidden.f_kind()?)?;
+        if let (Pooled::Tokens, Some(padding)) = (pooled, &inputs.padding) {
+            weights = weights.f_masked_fill(padding, 0.0)?;
+        }
+        let sum = weights.f_unsqueeze(1)?.f_bmm(&hidden)?.f_squeeze_dim(1)?; // [B, D]
         match self.inputs.cell {
-            CellStyle::Cls => full(&hidden.f_select(1, 0)?),
-            CellStyle::AveragePool => Ok(full(hidden)?.f_mean_dim(1, false, None::<Kind>)?),
-            CellStyle::WeightedPool => {
-                let hidden = full(hidden)?;
-                let weights = cast(values, hidden.f_kind()?)?.f_unsqueeze(1)?; // [B, 1, S]
-                loss::normalize(&weights.f_bmm(&hidden)?.f_squeeze_dim(1)?)
+            CellStyle::WeightedPool(_) => loss::normalize(&sum),
+            CellStyle::Cls | CellStyle::AveragePool(_) => {
+                Ok(sum.f_div(&weights.f_sum_dim_intlist(1, true, None::<Kind>)?)?)
             }
         }
     }

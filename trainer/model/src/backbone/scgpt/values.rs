@@ -66,11 +66,18 @@ impl ValueEncoder {
                 specs.extend(LayerNorm::specs(&format!("{PREFIX}.norm"), d_model, role));
                 specs
             }
-            ValueStyle::Category { n_input_bins, .. } => {
+            ValueStyle::Category {
+                n_input_bins,
+                pad_value,
+            } => {
+                let init = Init::NormalButRow {
+                    row: pad_value as usize,
+                    width: d_model as usize,
+                };
                 let mut specs = vec![TensorSpec::new(
                     format!("{PREFIX}.embedding.weight"),
                     &[n_input_bins, d_model],
-                    Init::standard_normal(),
+                    init,
                     role,
                 )];
                 let norm = format!("{PREFIX}.enc_norm");
