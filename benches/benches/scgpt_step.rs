@@ -87,13 +87,15 @@ fn rows() -> Vec<Row> {
                     attention_dropout: 0.0,
                 });
             }
-            rows.push(Row {
-                kind: "encoder",
-                bf16,
-                tokens,
-                recompute: true,
-                attention_dropout: 0.0,
-            });
+            if tokens == 1200 {
+                rows.push(Row {
+                    kind: "encoder",
+                    bf16,
+                    tokens,
+                    recompute: true,
+                    attention_dropout: 0.0,
+                });
+            }
         }
     }
     for kind in ["bare", "encoder"] {

@@ -553,6 +553,7 @@ fn expression(config: &Config, check: &mut Check<'_>) {
 
 fn identification(config: &Config, check: &mut Check<'_>) {
     let task = &config.task;
+    let masks = config.data.mask_ratio > 0.0 && config.data.mask_ratio < 1.0;
     for (key, given) in [
         ("task.mvc", task.mvc),
         ("task.explicit_zero", task.explicit_zero),
@@ -560,7 +561,7 @@ fn identification(config: &Config, check: &mut Check<'_>) {
         ("task.cce_weight", task.cce_weight > 0.0),
         ("task.mvc_style", task.mvc_style != MvcStyle::InnerProduct),
         // Masked values would be hidden from the classifier, in prediction too.
-        ("data.mask_ratio", config.data.mask_ratio > 0.0),
+        ("data.mask_ratio", masks),
     ] {
         if given {
             check.conflict(

@@ -88,7 +88,8 @@ fn a_preempted_run_continues_on_another_number_of_ranks() {
     assert!((10..180).contains(&stopped_at), "{stopped_at}");
 
     lab.train(2, "stopped", &[&["--resume"], &ARGUMENTS[..]].concat());
-    assert_same_curve(&loss_curve(&run), &loss_curve(&whole), 1e-5);
+    // Two ranks add gradients in another order: over this many steps the rounding grows.
+    assert_same_curve(&loss_curve(&run), &loss_curve(&whole), 1e-4);
     let record: Value =
         serde_json::from_slice(&std::fs::read(run.join("run.json")).unwrap()).unwrap();
     assert_eq!(
