@@ -88,8 +88,11 @@ fn a_preempted_run_continues_on_another_number_of_ranks() {
     assert!((10..180).contains(&stopped_at), "{stopped_at}");
 
     lab.train(2, "stopped", &[&["--resume"], &ARGUMENTS[..]].concat());
-    // Two ranks add gradients in another order: over this many steps the rounding grows.
-    assert_same_curve(&loss_curve(&run), &loss_curve(&whole), 1e-4);
+    // Two ranks add gradients in another order, and over many steps that rounding grows.
+    let (found, expected) = (loss_curve(&run), loss_curve(&whole));
+    let soon = stopped_at as usize + 20;
+    assert_same_curve(&found[..soon], &expected[..soon], 2e-5);
+    assert_same_curve(&found, &expected, 5e-3);
     let record: Value =
         serde_json::from_slice(&std::fs::read(run.join("run.json")).unwrap()).unwrap();
     assert_eq!(
