@@ -70,9 +70,7 @@ def choose(sets, labelled_symbols, number):
     common = sorted(common)
     if len(common) < number:
         sys.exit(f"prepare: error: {number} genes asked for, {len(common)} are in every whole set")
-    shares = [
-        np.asarray((take(*sets[name][:2], common) > 0).mean(axis=0)).ravel() for name in WHOLE
-    ]
+    shares = [np.asarray((take(*sets[name][:2], common) > 0).mean(axis=0)).ravel() for name in WHOLE]
     order = np.argsort(-np.mean(shares, axis=0), kind="stable")
     return sorted(common[place] for place in order[:number])
 
@@ -93,9 +91,7 @@ def pretraining_cells(sets, genes):
         pd.DataFrame({"set": name}, index=[f"{name}:{cell}" for cell in cells.index])
         for name, (_, _, cells) in sets.items()
     )
-    _, valid = train_test_split(
-        np.arange(len(obs)), test_size=0.1, stratify=obs["set"], random_state=0
-    )
+    _, valid = train_test_split(np.arange(len(obs)), test_size=0.1, stratify=obs["set"], random_state=0)
     split = np.full(len(obs), "train", dtype=object)
     split[valid] = "valid"
     obs["split"] = split
@@ -106,9 +102,7 @@ def folds(labels):
     found = pd.DataFrame({LABEL: labels})
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels)
     for fold, (rest, test) in enumerate(splits):
-        _, valid = train_test_split(
-            rest, test_size=0.1, stratify=labels[rest], random_state=fold
-        )
+        _, valid = train_test_split(rest, test_size=0.1, stratify=labels[rest], random_state=fold)
         split = np.full(len(labels), "train", dtype=object)
         split[valid], split[test] = "valid", "test"
         found[f"fold{fold}"] = split

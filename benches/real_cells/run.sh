@@ -100,7 +100,7 @@ while [ -n "$(jobs -rp)" ]; do wait -n || failed=1; done
 help: see $out/logs; the same command continues"
 
 if [ ! -e "$out/floor.json" ]; then
-    "$python" "$here/floor.py" "$data" "$out" >"$out/floor.json.part"
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$python" "$here/floor.py" "$data" "$out" >"$out/floor.json.part"
     mv "$out/floor.json.part" "$out/floor.json"
 fi
 "$python" "$here/table.py" "$out" | tee "$out/table.md"
