@@ -70,7 +70,7 @@ impl GeneTable {
     pub(crate) fn read(storage: &Storage, name: &str) -> Result<Self> {
         let path = storage.path(name);
         let fail = |e: String| Error::corpus(&path, "gene table", e);
-        let reader = ParquetRecordBatchReaderBuilder::try_new(storage.open(name)?)
+        let reader = ParquetRecordBatchReaderBuilder::try_new(storage.read(name)?)
             .and_then(ParquetRecordBatchReaderBuilder::build)
             .map_err(|e| fail(e.to_string()))?;
         let mut table = Self::default();

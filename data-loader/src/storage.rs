@@ -1,7 +1,11 @@
 //! The one place that touches the files of a corpus, so that another store can take its place.
 
 use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
+
+use bytes::Bytes;
 
 use crate::{Error, Result};
 
@@ -22,6 +26,7 @@ impl Storage {
         &self.root
     }
 
+    /// The full name of a file, for messages.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
@@ -42,16 +47,28 @@ impl Storage {
         }
     }
 
-    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+    /// A whole file.
+    pub(crate) fn read(&self, name: &str) -> Result<Bytes> {
         let path = self.path(name);
-        std::fs::read(&path).map_err(Error::io("read", &path))
+        std::fs::read(&path)
+            .map(Bytes::from)
+            .map_err(Error::io("read", &path))
     }
 
-    pub(crate) fn open(&self, name: &str) -> Result<File> {
+    /// Some ranges of a file, in the order asked for.
+    pub(crate) fn fetch(&self, name: &str, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let path = self.path(name);
-        File::open(&path).map_err(Error::io("open", &path))
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let read = |range: &Range<u64>| {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            file.read_exact_at(&mut bytes, range.start)
+                .map_err(Error::io("read", &path))?;
+            Ok(Bytes::from(bytes))
+        };
+        ranges.iter().map(read).collect()
     }
 
+    /// The size of a file.
     pub(crate) fn bytes(&self, name: &str) -> Result<u64> {
         let path = self.path(name);
         std::fs::metadata(&path)

@@ -21,8 +21,9 @@ pub struct VerifyReport {
 /// At the first fault, with the shard, the row group and the cell.
 pub fn verify(corpus: &Corpus) -> Result<VerifyReport> {
     let manifest = corpus.manifest();
-    let files = manifest.shards.iter().map(|s| (&s.path, &s.blake3));
-    let files: Vec<_> = files
+    let shards = manifest.shards.iter();
+    let files: Vec<_> = shards
+        .filter_map(|s| s.blake3.as_ref().map(|hash| (&s.path, hash)))
         .chain([(&manifest.genes.path, &manifest.genes.blake3)])
         .collect();
     for (path, expected) in &files {

@@ -89,7 +89,7 @@ fn imported(dir: &TempDir, input: &Path, name: &str, filter: FilterOptions) -> C
         writer: WriterOptions {
             row_group_cells: 16,
             shard_cells: 48,
-            overwrite: false,
+            ..WriterOptions::default()
         },
         ..ImportOptions::default()
     };

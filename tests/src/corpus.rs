@@ -75,11 +75,11 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
     };
     let splits = ["train", "valid", "test"];
     let column = |name: &str, categories: &[&str]| {
-        let column = ObsColumn {
-            name: name.to_owned(),
-            kind: ObsKind::Category,
-            categories: categories.iter().map(|c| (*c).to_owned()).collect(),
-        };
+        let column = ObsColumn::new(
+            name,
+            ObsKind::Category,
+            categories.iter().map(|c| (*c).to_owned()).collect(),
+        );
         (column, obs_array_type(ObsKind::Category, false))
     };
     let options = WriterOptions {

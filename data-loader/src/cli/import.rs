@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use scpeft_data::corpus::WriterOptions;
+use scpeft_data::corpus::{Profile, WriterOptions};
 use scpeft_data::hvg;
 use scpeft_data::import::{
     self, FilterOptions, HvgOptions, ImportOptions, ImportReport, MatrixOption, SplitOptions,
@@ -24,6 +24,12 @@ enum Values {
 enum Flavor {
     SeuratV3,
     CellRanger,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Profiles {
+    List,
+    Packed,
 }
 
 #[derive(clap::Args)]
@@ -58,6 +64,9 @@ pub(crate) struct Args {
     /// Seed of --split
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     split_seed: u64,
+    /// How cells are stored: as lists that any Parquet reader understands, or packed, for speed
+    #[arg(long, value_enum, default_value_t = Profiles::List)]
+    profile: Profiles,
     /// Cells in a row group, the unit of reading
     #[arg(long, value_name = "CELLS", default_value_t = WriterOptions::default().row_group_cells)]
     row_group_cells: usize,
@@ -149,6 +158,10 @@ impl Args {
                 .transpose()?,
             filter: self.filter.options(),
             writer: WriterOptions {
+                profile: match self.profile {
+                    Profiles::List => Profile::List,
+                    Profiles::Packed => Profile::Packed,
+                },
                 row_group_cells: self.row_group_cells,
                 shard_cells: self.shard_cells,
                 overwrite: self.overwrite,

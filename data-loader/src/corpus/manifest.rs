@@ -3,8 +3,50 @@
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-/// The format version this crate writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format version this crate writes. Version 1, without a layout, is read too.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// How the genes and values of cells lie in the shards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Layout {
+    /// Two columns of lists, `genes` (ascending indices into the gene table) and `values`.
+    #[default]
+    List,
+    /// Two columns of bytes, `genes` and `values`: see [`super::packed`].
+    Packed,
+    /// Files that somebody else wrote, read where they are.
+    Foreign(ForeignLayout),
+}
+
+/// Where the genes and values of foreign Parquet files are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignLayout {
+    /// The column of lists of gene ids.
+    pub genes: String,
+    /// The column of lists of values, as long as those of the ids.
+    pub values: String,
+    /// The column of cell ids; without one a cell is named by its shard and row.
+    pub cell_id: Option<String>,
+    /// What the ids are: the id of each row of the gene table. `None` when ids are its row numbers.
+    pub gene_ids: Option<Vec<i64>>,
+    /// Whether entries with negative values at the head of a cell, which stand for special tokens, are
+    /// left out.
+    pub drop_negative_head: bool,
+    /// Whether the values of a gene that a cell lists more than once are summed; otherwise that is an
+    /// error. Lists need not be sorted then.
+    pub sum_duplicates: bool,
+}
+
+/// An obs column that follows from another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lookup {
+    /// The categorical column it follows from, by its name in the shards.
+    pub column: String,
+    /// What each value of that column stands for: a category (as its text) or a number; values that are
+    /// not listed are missing.
+    pub values: IndexMap<String, serde_json::Value>,
+}
 
 /// What the values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +92,7 @@ impl ObsKind {
 }
 
 /// One column about the cells.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ObsColumn {
     /// Its name.
     pub name: String,
@@ -59,12 +101,31 @@ pub struct ObsColumn {
     /// The categories, in the order of their codes; empty for other kinds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub categories: Vec<String>,
+    /// Its name in the shards, when it goes by another one there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// How it follows from another column, when it is not in the shards itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookup: Option<Lookup>,
+}
+
+impl ObsColumn {
+    /// A column that is in the shards under its own name.
+    pub fn new(name: impl Into<String>, kind: ObsKind, categories: Vec<String>) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            categories,
+            source: None,
+            lookup: None,
+        }
+    }
 }
 
 /// One Parquet file of cells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
-    /// Path below the corpus folder.
+    /// Path below the corpus folder, or below the manifest's `root` when it has one.
     pub path: String,
     /// Cells in it.
     pub rows: u64,
@@ -72,8 +133,12 @@ pub struct Shard {
     pub row_group_rows: Vec<u32>,
     /// Size of the file.
     pub bytes: u64,
-    /// Hash of the file.
-    pub blake3: String,
+    /// Hash of the file; foreign files have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Hash of the Parquet footer (its metadata, without the length and the magic at the end).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footer_blake3: Option<String>,
 }
 
 /// The file of the gene table.
@@ -112,12 +177,18 @@ pub struct Provenance {
 }
 
 /// What a corpus holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the format.
     pub format_version: u32,
     /// Number of cells.
     pub n_cells: u64,
+    /// How cells lie in the shards.
+    #[serde(default)]
+    pub layout: Layout,
+    /// The folder or URL that the paths of shards are below, when it is not the corpus folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
     /// What the values are.
     pub value_kind: ValueKind,
     /// The obs column that labels the cells, when one was named on import.

@@ -1,17 +1,18 @@
-//! Corpus format 1: a directory of Parquet shards, one row a cell, with a manifest and a gene table.
+//! The corpus format: a directory of Parquet shards, one row a cell, with a manifest and a gene table.
 
 mod block;
+mod chunks;
 mod manifest;
 mod reader;
 mod writer;
 
 pub use block::Block;
 pub use manifest::{
-    FORMAT_VERSION, GeneFile, Manifest, ObsColumn, ObsKind, Provenance, Shard, SourceFile,
-    ValueKind,
+    FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
+    Provenance, Shard, SourceFile, ValueKind,
 };
 pub use reader::{Corpus, RowGroup};
-pub use writer::{CellBatch, CellValues, CorpusWriter, WriterOptions, obs_array_type};
+pub use writer::{CellBatch, CellValues, CorpusWriter, Profile, WriterOptions, obs_array_type};
 pub(crate) use writer::{check_output, temp_sibling};
 
 /// Name of the manifest in a corpus folder.

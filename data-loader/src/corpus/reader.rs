@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type};
@@ -10,9 +10,12 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ParquetMetaDataReader;
 
+use super::chunks::Chunks;
 use super::{
-    Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, ValueKind, obs_array_type,
+    Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, Shard, ValueKind, obs_array_type,
 };
 use crate::genes::GeneTable;
 use crate::storage::Storage;
@@ -299,15 +302,13 @@ impl Corpus {
             .iter()
             .filter_map(|c| footer.schema().index_of(c).ok());
         let mask = ProjectionMask::roots(footer.parquet_schema(), roots);
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(
-            self.storage.open(&shard.path)?,
-            footer.clone(),
-        )
-        .with_row_groups(vec![group.index])
-        .with_projection(mask)
-        .with_batch_size(batch_cells)
-        .build()
-        .map_err(|e| self.shard_error(row_group, e.to_string()))?;
+        let chunks = self.column_chunks(shard, footer, group.index, &mask)?;
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
+            .with_row_groups(vec![group.index])
+            .with_projection(mask)
+            .with_batch_size(batch_cells)
+            .build()
+            .map_err(|e| self.shard_error(row_group, e.to_string()))?;
         let mut rows = 0;
         for batch in reader {
             let batch = batch.map_err(|e| self.shard_error(row_group, e.to_string()))?;
@@ -320,6 +321,40 @@ impl Corpus {
             return Err(self.shard_error(row_group, problem));
         }
         Ok(())
+    }
+
+    /// Fetches what a row group has of the columns in `mask`.
+    fn column_chunks(
+        &self,
+        shard: &Shard,
+        footer: &ArrowReaderMetadata,
+        index: usize,
+        mask: &ProjectionMask,
+    ) -> Result<Chunks> {
+        let columns = footer.metadata().row_group(index).columns().iter();
+        let chosen = columns
+            .enumerate()
+            .filter(|(leaf, _)| mask.leaf_included(*leaf));
+        let mut ranges = Vec::new();
+        for (_, column) in chosen {
+            let (start, length) = column.byte_range();
+            let end = start.checked_add(length).filter(|&end| end <= shard.bytes);
+            let end = end.ok_or_else(|| {
+                let place = format!("row group {index}, column `{}`", column.column_path());
+                let problem = format!(
+                    "lies at {length} bytes from byte {start} on, the shard has {}",
+                    shard.bytes
+                );
+                Error::corpus(&self.storage.path(&shard.path), place, problem)
+            })?;
+            ranges.push(start..end);
+        }
+        ranges.sort_unstable_by_key(|range| range.start);
+        let parts = self.storage.fetch(&shard.path, &ranges)?;
+        Ok(Chunks::new(
+            shard.bytes,
+            ranges.into_iter().zip(parts).collect(),
+        ))
     }
 
     /// Hash of one file of the corpus.
@@ -340,9 +375,7 @@ impl Corpus {
         }
         let entry = &self.manifest.shards[shard];
         let path = self.storage.path(&entry.path);
-        let file = self.storage.open(&entry.path)?;
-        let footer = ArrowReaderMetadata::load(&file, ArrowReaderOptions::new())
-            .map_err(|e| Error::corpus(&path, "footer", e.to_string()))?;
+        let footer = read_footer(&self.storage, &entry.path, entry.bytes)?;
         let found: Vec<i64> = footer
             .metadata()
             .row_groups()
@@ -366,6 +399,35 @@ impl Corpus {
     }
 }
 
+/// Bytes at the end of a file that hold the footer of most: it is fetched together with them.
+const FOOTER_GUESS: u64 = 64 * 1024;
+
+/// Reads the footer of a Parquet file of a known size.
+pub(crate) fn read_footer(storage: &Storage, name: &str, size: u64) -> Result<ArrowReaderMetadata> {
+    let path = storage.path(name);
+    let fail = |e: ParquetError| Error::corpus(&path, "footer", e.to_string());
+    let mut wanted = FOOTER_GUESS.min(size);
+    loop {
+        let range = size - wanted..size;
+        let tail = storage.fetch(name, std::slice::from_ref(&range))?;
+        let tail = tail.into_iter().next().unwrap_or_default();
+        let mut reader = ParquetMetaDataReader::new();
+        match reader.try_parse_sized(&tail, size) {
+            Ok(()) => {
+                let metadata = reader.finish().map_err(fail)?;
+                return ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
+                    .map_err(fail);
+            }
+            Err(ParquetError::NeedMoreData(needed))
+                if needed as u64 > wanted && needed as u64 <= size =>
+            {
+                wanted = needed as u64;
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+}
+
 fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<Manifest> {
     #[derive(serde::Deserialize)]
     struct Versioned {
@@ -376,12 +438,12 @@ fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<Manifest> {
     let version = serde_json::from_slice::<Versioned>(bytes)
         .map_err(malformed)?
         .format_version;
-    if version != FORMAT_VERSION {
+    if version == 0 || version > FORMAT_VERSION {
         return Err(Error::corpus(
             path,
             "format_version",
             format!(
-                "is {version}, this program reads {FORMAT_VERSION}\nhelp: import the source again, or use the version of scpeft that wrote it"
+                "is {version}, this program reads 1 to {FORMAT_VERSION}\nhelp: import the source again, or use the version of scpeft that wrote it"
             ),
         ));
     }

@@ -15,16 +15,28 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::{
-    FORMAT_VERSION, GENES, GeneFile, MANIFEST, Manifest, ObsColumn, ObsKind, Provenance, Shard,
-    ValueKind,
+    FORMAT_VERSION, GENES, GeneFile, Layout, MANIFEST, Manifest, ObsColumn, ObsKind, Provenance,
+    Shard, ValueKind,
 };
 use crate::genes::GeneTable;
 use crate::storage::hash_file;
 use crate::{Error, Result};
 
+/// Which layout a corpus is written in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// Lists, which any Parquet reader understands.
+    #[default]
+    List,
+    /// Packed bytes, which are read several times as fast.
+    Packed,
+}
+
 /// How a corpus is cut.
 #[derive(Debug, Clone, Copy)]
 pub struct WriterOptions {
+    /// How cells lie in the shards.
+    pub profile: Profile,
     /// Cells in a row group, the unit of reading.
     pub row_group_cells: usize,
     /// Cells in a shard.
@@ -36,6 +48,7 @@ pub struct WriterOptions {
 impl Default for WriterOptions {
     fn default() -> Self {
         Self {
+            profile: Profile::List,
             row_group_cells: 4096,
             shard_cells: 65_536,
             overwrite: false,
@@ -181,6 +194,8 @@ impl CorpusWriter {
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
             n_cells: self.shards.iter().map(|s| s.rows).sum(),
+            layout: Layout::List,
+            root: None,
             value_kind: self.value_kind,
             label,
             batch,
@@ -250,7 +265,8 @@ impl CorpusWriter {
         file.sync_all().map_err(Error::io("write", &path))?;
         let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
         self.shards.push(Shard {
-            blake3: hash_file(&path)?,
+            blake3: Some(hash_file(&path)?),
+            footer_blake3: None,
             path: shard.name,
             rows: shard.rows as u64,
             row_group_rows,

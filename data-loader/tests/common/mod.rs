@@ -43,20 +43,20 @@ pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
         symbols: (0..GENES).map(|g| format!("G{g}")).collect(),
         ensembl: vec![None; GENES as usize],
     };
-    let label = ObsColumn {
-        name: "label".into(),
-        kind: ObsKind::Category,
-        categories: ["a", "b", "c"].map(String::from).to_vec(),
-    };
-    let domains = ObsColumn {
-        name: "domain".into(),
-        kind: ObsKind::Category,
-        categories: ["x", "y", "z"].map(String::from).to_vec(),
-    };
+    let label = ObsColumn::new(
+        "label",
+        ObsKind::Category,
+        ["a", "b", "c"].map(String::from).to_vec(),
+    );
+    let domains = ObsColumn::new(
+        "domain",
+        ObsKind::Category,
+        ["x", "y", "z"].map(String::from).to_vec(),
+    );
     let options = WriterOptions {
         row_group_cells: 8,
         shard_cells: 40,
-        overwrite: false,
+        ..WriterOptions::default()
     };
     let obs = [label, domains].map(|column| (column, obs_array_type(ObsKind::Category, false)));
     let output = dir.join("corpus");

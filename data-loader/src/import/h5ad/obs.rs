@@ -127,11 +127,8 @@ impl<'a> Obs<'a> {
             .iter()
             .map(|c| (c.column.clone(), c.data_type.clone()));
         let split = options.split.as_ref().map(|split| {
-            let column = ObsColumn {
-                name: SPLIT_COLUMN.to_owned(),
-                kind: ObsKind::Category,
-                categories: split.parts.iter().map(|(name, _)| name.clone()).collect(),
-            };
+            let parts = split.parts.iter().map(|(name, _)| name.clone());
+            let column = ObsColumn::new(SPLIT_COLUMN, ObsKind::Category, parts.collect());
             (column, obs_array_type(ObsKind::Category, false))
         });
         kept.chain(split).collect()
@@ -185,11 +182,7 @@ impl Kept {
         Ok(Self {
             data_type: obs_array_type(kind, double),
             dictionary: Arc::new(StringArray::from_iter_values(&categories)),
-            column: ObsColumn {
-                name,
-                kind,
-                categories,
-            },
+            column: ObsColumn::new(name, kind, categories),
             source,
             codes,
         })
