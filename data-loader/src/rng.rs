@@ -50,6 +50,14 @@ impl Rng {
         mix(self.state)
     }
 
+    /// The number at a place, counted from the next one, without going there.
+    #[inline]
+    pub fn at(&self, place: u64) -> u64 {
+        mix(self
+            .state
+            .wrapping_add(GAMMA.wrapping_mul(place.wrapping_add(1))))
+    }
+
     /// A uniform number in [0, 1) with 53 random bits.
     #[inline]
     pub fn uniform(&mut self) -> f64 {
