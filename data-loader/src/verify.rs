@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use crate::corpus::{Block, Corpus, ObsKind, ValueKind};
+use crate::corpus::{CellBuffer, Corpus, ObsKind, PackedBlock};
 use crate::parallel::in_order;
 use crate::{Error, Result};
 
@@ -176,11 +176,14 @@ fn hashes(
 }
 
 /// What one row group holds.
+#[derive(Default)]
 struct Checked {
     cells: u64,
     empty: u64,
     nonzeros: u64,
     faults: Vec<Fault>,
+    /// Whether there are more faults than those.
+    more: bool,
 }
 
 fn cells(
@@ -194,16 +197,14 @@ fn cells(
         if full.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let checked = match corpus.read_block(number, None) {
+        let checked = match corpus.read_packed(number, None) {
             Ok(block) => check_block(corpus, number, &block, most),
             Err(error) => Checked {
-                cells: 0,
-                empty: 0,
-                nonzeros: 0,
                 faults: vec![Fault {
                     row_group: Some(corpus.row_groups()[number].index),
                     ..Fault::of(corpus, &error)
                 }],
+                ..Checked::default()
             },
         };
         let group = corpus.row_groups()[number];
@@ -222,37 +223,39 @@ fn cells(
         for fault in checked.faults {
             found.add(fault);
         }
+        found.report.ended_early |= checked.more;
         Ok(())
     })
 }
 
-fn check_block(corpus: &Corpus, number: usize, block: &Block, most: usize) -> Checked {
+fn check_block(corpus: &Corpus, number: usize, block: &PackedBlock, most: usize) -> Checked {
     let group = corpus.row_groups()[number];
-    let counts = corpus.value_kind() == ValueKind::Counts;
-    let mut faults = Vec::new();
-    let mut empty = 0;
-    for row in 0..block.rows() {
-        let (genes, values) = block.cell(row);
-        empty += u64::from(genes.is_empty());
-        let Some(problem) = fault(genes, values, counts).filter(|_| faults.len() <= most) else {
-            continue;
-        };
-        let id = corpus.cell_ids(&[group.first_cell + row as u64]);
-        let id = id.ok().and_then(|mut ids| ids.pop()).unwrap_or_default();
-        let error = corpus.shard_error(number, format!("row {row} (cell `{id}`): {problem}"));
-        faults.push(Fault {
-            row_group: Some(group.index),
-            row: Some(row),
-            cell: Some(id),
-            ..Fault::of(corpus, &error)
-        });
-    }
-    Checked {
+    let (genes, kind) = (corpus.genes().len() as u32, corpus.value_kind());
+    let mut buffer = CellBuffer::default();
+    let mut checked = Checked {
         cells: block.rows() as u64,
-        empty,
-        nonzeros: block.nonzeros() as u64,
-        faults,
+        ..Checked::default()
+    };
+    for row in 0..block.rows() {
+        match block.cell(row, genes, kind, &mut buffer) {
+            Ok(()) => {
+                checked.empty += u64::from(buffer.genes.is_empty());
+                checked.nonzeros += buffer.genes.len() as u64;
+            }
+            Err(problem) if checked.faults.len() < most => {
+                let id = corpus.cell_ids(&[group.first_cell + row as u64]);
+                let error = corpus.cell_error(number, row as u32, &problem);
+                checked.faults.push(Fault {
+                    row_group: Some(group.index),
+                    row: Some(row),
+                    cell: id.ok().and_then(|mut ids| ids.pop()),
+                    ..Fault::of(corpus, &error)
+                });
+            }
+            Err(_) => checked.more = true,
+        }
     }
+    checked
 }
 
 fn categories(corpus: &Corpus, found: &mut Found<'_>) {
@@ -266,22 +269,4 @@ fn categories(corpus: &Corpus, found: &mut Found<'_>) {
             found.add(Fault::of(corpus, &error));
         }
     }
-}
-
-fn fault(genes: &[u32], values: &[f32], counts: bool) -> Option<String> {
-    if let Some(&[first, second]) = genes.windows(2).find(|w| w[0] >= w[1]) {
-        return Some(format!(
-            "gene index {second} follows {first}, expected strictly ascending"
-        ));
-    }
-    let bad = |v: f32| !v.is_finite() || v <= 0.0 || (counts && v.fract() != 0.0);
-    let (value, gene) = values.iter().zip(genes).find(|(v, _)| bad(**v))?;
-    let expected = if counts {
-        "a positive whole number, as values are counts"
-    } else {
-        "finite and positive"
-    };
-    Some(format!(
-        "gene index {gene} has value `{value}`, expected {expected}"
-    ))
 }
