@@ -22,8 +22,14 @@ enum Command {
     Import(Box<cli::import::Args>),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
+    /// Count what a corpus holds: cells, genes, values, lengths of sequences.
+    Stats(cli::stats::Args),
     /// Check the hashes and every cell of a corpus.
     Verify(cli::verify::Args),
+    /// Measure how well shuffling mixes the categories of a column.
+    Quality(cli::quality::Args),
+    /// Make synthetic cells that look like those of a large atlas.
+    Synth(cli::synth::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,7 +48,10 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Import(args) => cli::import::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),
+        Command::Quality(args) => cli::quality::run(&args),
+        Command::Synth(args) => cli::synth::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -23,6 +23,12 @@ pub enum Purpose {
     Sampling = 7,
     /// In which order the last cells of each domain come.
     Domains = 8,
+    /// What synthetic cells hold.
+    Synthesis = 12,
+    /// Where the pattern of a stratified window begins.
+    Strata = 13,
+    /// The true random orders that shuffles are compared with.
+    Reference = 14,
 }
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;

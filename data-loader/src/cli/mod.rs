@@ -2,4 +2,8 @@
 
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod progress;
+pub(crate) mod quality;
+pub(crate) mod stats;
+pub(crate) mod synth;
 pub(crate) mod verify;

@@ -229,6 +229,30 @@ impl CorpusWriter {
         Ok(manifest)
     }
 
+    /// A folder of this writer's own, where another writer may put a part of the corpus for
+    /// [`CorpusWriter::adopt`].
+    pub(crate) fn part(&self, number: usize) -> PathBuf {
+        self.temp.join(format!("part-{number:05}"))
+    }
+
+    /// Takes over the shards of a part: a corpus of the same genes and columns. They follow those that
+    /// are here.
+    pub(crate) fn adopt(&mut self, part: &Path, manifest: &Manifest) -> Result<()> {
+        if let Some(shard) = self.open.take() {
+            self.close_shard(shard)?;
+        }
+        for shard in &manifest.shards {
+            let name = format!("shards/part-{:05}.parquet", self.shards.len());
+            let (from, to) = (part.join(&shard.path), self.temp.join(&name));
+            std::fs::rename(&from, &to).map_err(Error::io("move", &from))?;
+            self.shards.push(Shard {
+                path: name,
+                ..shard.clone()
+            });
+        }
+        std::fs::remove_dir_all(part).map_err(Error::io("remove", part))
+    }
+
     fn move_into_place(&self) -> Result<()> {
         let old = temp_sibling(&self.output, "old")?;
         let replaces = self.output.exists();

@@ -206,9 +206,13 @@ impl Shared {
             seed: self.options.seed,
             shuffle: self.options.shuffle,
         };
-        match &self.weights {
-            None => EpochOrder::new(&self.selection, options, epoch),
-            Some(weights) => EpochOrder::sampled(&self.selection, options, epoch, weights),
+        match (&self.weights, &self.options.sampler) {
+            (Some(weights), _) => EpochOrder::sampled(&self.selection, options, epoch, weights),
+            (None, Sampler::Stratified(codes)) => {
+                EpochOrder::stratified(&self.selection, options, epoch, codes.clone())
+                    .expect("codes were counted when the loader was made")
+            }
+            (None, _) => EpochOrder::new(&self.selection, options, epoch),
         }
     }
 }
@@ -236,7 +240,11 @@ fn weights(
     options: &LoaderOptions,
     labels: Option<&[i32]>,
 ) -> Result<Option<WeightTable>> {
-    if options.sampler != Sampler::Uniform && options.domain_column.is_some() {
+    let draws = matches!(
+        options.sampler,
+        Sampler::ClassBalanced | Sampler::Weighted(_)
+    );
+    if draws && options.domain_column.is_some() {
         return Err(Error::options(
             "micro-batches of one domain need each cell once, but cells are to be drawn with replacement",
             "choose the uniform sampler, or leave the domain column out",
@@ -244,6 +252,13 @@ fn weights(
     }
     match &options.sampler {
         Sampler::Uniform => Ok(None),
+        Sampler::Stratified(codes) => {
+            let order = OrderOptions {
+                seed: 0,
+                shuffle: Shuffle::Sequential,
+            };
+            EpochOrder::stratified(selection, order, 0, codes.clone()).map(|_| None)
+        }
         Sampler::Weighted(weights) => WeightTable::new(weights, selection.cells()).map(Some),
         Sampler::ClassBalanced => {
             let (Some(column), Some(labels)) = (&options.label_column, labels) else {
