@@ -14,12 +14,13 @@ mod error;
 pub mod genes;
 pub mod hvg;
 pub mod import;
+pub mod index;
 pub mod order;
 pub mod pipeline;
 pub mod preprocess;
 pub mod rng;
 pub mod sampler;
-mod storage;
+pub mod storage;
 pub mod tokenize;
 pub mod verify;
 pub mod vocab;
@@ -31,6 +32,7 @@ pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
 pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
 pub use sampler::Sampler;
+pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},

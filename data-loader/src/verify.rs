@@ -32,11 +32,7 @@ pub fn verify(corpus: &Corpus) -> Result<VerifyReport> {
             let problem = format!(
                 "blake3 is {found}, the manifest says {expected}\nhelp: the file was changed or damaged: copy it again, or import the source again"
             );
-            return Err(Error::corpus(
-                &corpus.path().join(path),
-                "whole file",
-                problem,
-            ));
+            return Err(Error::corpus(&corpus.file(path), "whole file", problem));
         }
     }
     let mut nonzeros = 0;

@@ -1,24 +1,20 @@
 //! Reading a corpus.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::chunks::Chunks;
 use super::{
     Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, Shard, ValueKind, obs_array_type,
 };
 use crate::genes::GeneTable;
-use crate::storage::Storage;
+use crate::storage::{Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
@@ -49,16 +45,26 @@ pub struct Corpus {
 }
 
 impl Corpus {
-    /// Opens the corpus in a folder: reads manifest and gene table, and checks that every shard is
-    /// there in its full size. Hashes are left to `scpeft-data verify`.
+    /// Opens the corpus in a folder or below a URL, with the [`StoreOptions`] of the environment: see
+    /// [`Corpus::open_with`].
     ///
     /// # Errors
-    /// When the folder is no corpus, has a newer format, or lacks a file.
+    /// As [`Corpus::open_with`], and when a variable cannot be understood.
     pub fn open(dir: &Path) -> Result<Self> {
-        let storage = Storage::new(dir);
+        Self::open_with(dir, &StoreOptions::from_env()?)
+    }
+
+    /// Opens the corpus in a folder, or below the URL that `dir` is the text of (`s3://`, `gs://`, `az://`,
+    /// `https://`): reads manifest and gene table. Local shards must be there in their full size; the size
+    /// of remote ones is checked when they are first read. Hashes are left to `scpeft-data verify`.
+    ///
+    /// # Errors
+    /// When there is no corpus, it has a newer format, lacks a file, or the store is out of reach.
+    pub fn open_with(dir: &Path, options: &StoreOptions) -> Result<Self> {
+        let mut storage = Storage::open(dir, options)?;
         let path = storage.path(MANIFEST);
-        if !path.exists() {
-            let problem = if dir.exists() {
+        let Some(bytes) = storage.read_if_there(MANIFEST)? else {
+            let problem = if storage.is_remote() || storage.root().exists() {
                 "has no manifest.json"
             } else {
                 "does not exist"
@@ -66,21 +72,20 @@ impl Corpus {
             return Err(Error::corpus(
                 dir,
                 "corpus folder",
-                format!("{problem}\nhelp: make a corpus with `scpeft-data import`"),
+                format!(
+                    "{problem}\nhelp: make a corpus with `scpeft-data import` or `scpeft-data index`"
+                ),
             ));
-        }
-        let bytes = storage.read(MANIFEST)?;
+        };
         let manifest = parse_manifest(&path, &bytes)?;
+        if let Some(root) = &manifest.root {
+            storage.shards_below(root)?;
+        }
         for shard in &manifest.shards {
             storage.check_name(&shard.path)?;
-            let found = storage.bytes(&shard.path)?;
-            if found != shard.bytes {
-                return Err(Error::corpus(
-                    &storage.path(&shard.path),
-                    "shard",
-                    format!("has {found} bytes, the manifest says {}", shard.bytes),
-                ));
-            }
+            let identity = shard.blake3.as_ref().or(shard.footer_blake3.as_ref());
+            let identity = identity.map_or("", String::as_str);
+            storage.expect(&shard.path, shard.bytes, identity)?;
         }
         storage.check_name(&manifest.genes.path)?;
         let genes = GeneTable::read(&storage, &manifest.genes.path)?;
@@ -109,6 +114,16 @@ impl Corpus {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.storage.root()
+    }
+
+    /// What reading the corpus asked of its store so far.
+    pub fn traffic(&self) -> &Traffic {
+        self.storage.traffic()
+    }
+
+    /// The full name of one file of the corpus, for messages.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.storage.path(name)
     }
 
     /// The manifest.
@@ -375,7 +390,16 @@ impl Corpus {
         }
         let entry = &self.manifest.shards[shard];
         let path = self.storage.path(&entry.path);
-        let footer = read_footer(&self.storage, &entry.path, entry.bytes)?;
+        let Footer {
+            metadata: footer,
+            blake3,
+        } = Footer::read(&self.storage, &entry.path, entry.bytes)?;
+        if let Some(expected) = entry.footer_blake3.as_ref().filter(|e| **e != blake3) {
+            let problem = format!(
+                "its hash is {blake3}, the manifest says {expected}\nhelp: the file was changed since it was indexed; run `scpeft-data index` again"
+            );
+            return Err(Error::corpus(&path, "footer", problem));
+        }
         let found: Vec<i64> = footer
             .metadata()
             .row_groups()
@@ -396,35 +420,6 @@ impl Corpus {
             return Err(Error::corpus(&path, "footer", problem));
         }
         Ok(self.footers[shard].get_or_init(|| footer))
-    }
-}
-
-/// Bytes at the end of a file that hold the footer of most: it is fetched together with them.
-const FOOTER_GUESS: u64 = 64 * 1024;
-
-/// Reads the footer of a Parquet file of a known size.
-pub(crate) fn read_footer(storage: &Storage, name: &str, size: u64) -> Result<ArrowReaderMetadata> {
-    let path = storage.path(name);
-    let fail = |e: ParquetError| Error::corpus(&path, "footer", e.to_string());
-    let mut wanted = FOOTER_GUESS.min(size);
-    loop {
-        let range = size - wanted..size;
-        let tail = storage.fetch(name, std::slice::from_ref(&range))?;
-        let tail = tail.into_iter().next().unwrap_or_default();
-        let mut reader = ParquetMetaDataReader::new();
-        match reader.try_parse_sized(&tail, size) {
-            Ok(()) => {
-                let metadata = reader.finish().map_err(fail)?;
-                return ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-                    .map_err(fail);
-            }
-            Err(ParquetError::NeedMoreData(needed))
-                if needed as u64 > wanted && needed as u64 <= size =>
-            {
-                wanted = needed as u64;
-            }
-            Err(error) => return Err(fail(error)),
-        }
     }
 }
 
