@@ -30,7 +30,7 @@ pub use corpus::{Block, Corpus, Manifest, ValueKind};
 pub use error::{Error, Result};
 pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
-pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
+pub use pipeline::{Corrupt, EpochStream, Loader, LoaderOptions, MaskDraw, SkippedCell};
 pub use sampler::Sampler;
 pub use storage::StoreOptions;
 pub use tokenize::{

@@ -35,7 +35,7 @@ impl SelectedGroup {
     }
 
     /// The corpus index of the chosen cell at a place.
-    fn cell(&self, place: usize) -> u64 {
+    pub(crate) fn cell(&self, place: usize) -> u64 {
         let row = self
             .chosen
             .as_ref()

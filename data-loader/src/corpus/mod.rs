@@ -2,7 +2,10 @@
 
 mod block;
 mod chunks;
+mod decode;
 mod manifest;
+mod obs;
+mod packed;
 mod reader;
 mod writer;
 
@@ -12,6 +15,7 @@ pub use manifest::{
     FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
     Provenance, Shard, SourceFile, ValueKind,
 };
+pub use packed::{CellBuffer, PackedBlock};
 pub use reader::{Corpus, RowGroup};
 pub use writer::{CellBatch, CellValues, CorpusWriter, Profile, WriterOptions, obs_array_type};
 pub(crate) use writer::{check_output, complete, temp_sibling};

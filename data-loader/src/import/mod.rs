@@ -17,7 +17,7 @@ pub use filter::{FilterOptions, HvgOptions};
 pub use split::{SPLIT_COLUMN, SplitOptions};
 pub use values::ValuesOption;
 
-use crate::corpus::{Provenance, SourceFile, ValueKind, WriterOptions};
+use crate::corpus::{Profile, Provenance, SourceFile, ValueKind, WriterOptions};
 use crate::storage::hash_file;
 use crate::{Error, Result};
 
@@ -105,6 +105,10 @@ pub fn import(options: &ImportOptions, progress: &mut dyn FnMut(u64, u64)) -> Re
     let scratch = Scratch::new(&options.output)?;
     let staged = ImportOptions {
         output: scratch.path().join("staged"),
+        writer: WriterOptions {
+            profile: Profile::List,
+            ..options.writer
+        },
         ..options.clone()
     };
     h5ad::import(&staged, progress)?;

@@ -134,7 +134,7 @@ fn deal(
     let mut groups: Vec<(&String, &u64)> = sizes.iter().collect();
     Rng::new(split.seed, Purpose::Split, 0, 1).shuffle(&mut groups);
     let mut part_of = BTreeMap::new();
-    for (place, (group, &cells)) in groups.iter().enumerate() {
+    for (place, &(group, &cells)) in groups.iter().enumerate() {
         let empty = filled.iter().filter(|filled| !**filled).count();
         let only_empty = groups.len() - place == empty;
         let part = (0..parts.len())
@@ -143,7 +143,7 @@ fn deal(
             .ok_or_else(|| Error::internal("no part is left for a group"))?;
         filled[part] = true;
         lacking[part] -= cells as f64;
-        part_of.insert((*group).clone(), parts[part].0.clone());
+        part_of.insert(group.clone(), parts[part].0.clone());
     }
     Ok(part_of)
 }

@@ -237,14 +237,6 @@ impl Storage {
         }
     }
 
-    /// The size of a file.
-    pub(crate) fn bytes(&self, name: &str) -> Result<u64> {
-        match self.place(name).0 {
-            Place::Local(root) => local::size(&root.join(name)),
-            Place::Remote { root, store } => store.size(&root.join(name), name),
-        }
-    }
-
     /// The blake3 of a file, in hexadecimal.
     pub(crate) fn hash(&self, name: &str) -> Result<String> {
         let Place::Remote { root, store } = self.place(name).0 else {

@@ -23,6 +23,9 @@ pub struct StoreOptions {
     pub timeout: Duration,
     /// Where ranges are kept once they were fetched.
     pub cache: Option<CacheOptions>,
+    /// Settings of the client, named as the variables that set them (`aws_endpoint_url`); they win over the
+    /// environment.
+    pub settings: Vec<(String, String)>,
 }
 
 /// A local cache of remote files.
@@ -41,6 +44,7 @@ impl Default for StoreOptions {
             retries: 10,
             timeout: Duration::from_secs(120),
             cache: None,
+            settings: Vec::new(),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Remote {
             ObjectStoreScheme::parse(url).map_err(|e| fail(object_store::Error::from(e)))?;
         Ok(Self {
             shared: Arc::new(Shared {
-                store: build(&scheme, url)?.map_err(fail)?,
+                store: build(&scheme, url, &options.settings)?.map_err(fail)?,
                 folder,
                 traffic,
                 versions: Mutex::default(),
@@ -310,30 +310,36 @@ impl Shared {
 fn build(
     scheme: &ObjectStoreScheme,
     url: &Url,
+    settings: &[(String, String)],
 ) -> Result<object_store::Result<Box<dyn ObjectStore>>> {
-    let retry = RetryConfig {
-        max_retries: 0,
-        ..RetryConfig::default()
-    };
+    // Settings of other kinds of stores are none of this one's.
+    macro_rules! configured {
+        ($builder:expr) => {{
+            let builder = $builder.with_url(url.to_string()).with_retry(RetryConfig {
+                max_retries: 0,
+                ..RetryConfig::default()
+            });
+            let builder = settings.iter().fold(builder, |builder, (key, value)| {
+                match key.to_ascii_lowercase().parse() {
+                    Ok(key) => builder.with_config(key, value),
+                    Err(_) => builder,
+                }
+            });
+            builder.build().map(boxed)
+        }};
+    }
     Ok(match scheme {
         ObjectStoreScheme::AmazonS3 => {
-            endpoint_may_be_used()?;
-            let builder = AmazonS3Builder::from_env().with_url(url.as_str());
-            builder.with_retry(retry).build().map(boxed)
+            endpoint_may_be_used(settings)?;
+            configured!(AmazonS3Builder::from_env())
         }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str());
-            builder.with_retry(retry).build().map(boxed)
-        }
-        ObjectStoreScheme::MicrosoftAzure => {
-            let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str());
-            builder.with_retry(retry).build().map(boxed)
-        }
+        ObjectStoreScheme::GoogleCloudStorage => configured!(GoogleCloudStorageBuilder::from_env()),
+        ObjectStoreScheme::MicrosoftAzure => configured!(MicrosoftAzureBuilder::from_env()),
         _ => {
-            let client = ClientOptions::new().with_allow_http(url.scheme() == "http");
-            let builder = HttpBuilder::new().with_url(&url[..Position::BeforePath]);
-            let builder = builder.with_client_options(client).with_retry(retry);
-            builder.build().map(boxed)
+            let plain = url.scheme() == "http";
+            let url = &url[..Position::BeforePath];
+            let client = ClientOptions::new().with_allow_http(plain);
+            configured!(HttpBuilder::new().with_client_options(client))
         }
     })
 }
@@ -343,11 +349,17 @@ fn boxed<S: ObjectStore>(store: S) -> Box<dyn ObjectStore> {
 }
 
 /// Says at once what the client would say only after all its tries.
-fn endpoint_may_be_used() -> Result<()> {
+fn endpoint_may_be_used(settings: &[(String, String)]) -> Result<()> {
+    let setting = |name: &str| {
+        let mut set = settings.iter();
+        let set = set.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        set.map(|(_, value)| value.clone())
+            .or_else(|| std::env::var(name).ok())
+    };
     let plain = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
-        .iter()
-        .find(|name| std::env::var(name).is_ok_and(|url| url.starts_with("http://")));
-    let allowed = std::env::var("AWS_ALLOW_HTTP").is_ok_and(|text| {
+        .into_iter()
+        .find(|name| setting(name).is_some_and(|url| url.starts_with("http://")));
+    let allowed = setting("AWS_ALLOW_HTTP").is_some_and(|text| {
         matches!(
             text.to_lowercase().as_str(),
             "1" | "true" | "on" | "yes" | "y"

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// Rows read at a time when a whole column is looked through.
 const SCAN_ROWS: usize = 65_536;
 /// Names of the other columns of a shard.
-const RESERVED: [&str; 3] = ["cell_id", "genes", "values"];
+const RESERVED: [&str; 4] = ["cell_id", "n_stored", "genes", "values"];
 /// A column of texts with more different values than this stays text, unless it is the label.
 const MOST_CATEGORIES: usize = 100_000;
 
