@@ -259,6 +259,12 @@ impl Storage {
     /// All files whose names end in `suffix`, by name. Hidden ones, and those in hidden folders, are left
     /// out.
     pub(crate) fn list(&self, suffix: &str) -> Result<Vec<Listed>> {
+        if self.root().to_string_lossy().starts_with("http") {
+            return Err(Error::options(
+                format!("`{}`: a web server cannot list its files", self.root().display()),
+                "copy the files to a folder or an object store, or use the s3:// address of the store",
+            ));
+        }
         let mut files = match &self.home {
             Place::Local(root) => local::list(root)?,
             Place::Remote { root, store } => store.list(root)?,

@@ -314,8 +314,8 @@ fn build(
 ) -> Result<object_store::Result<Box<dyn ObjectStore>>> {
     // Settings of other kinds of stores are none of this one's.
     macro_rules! configured {
-        ($builder:expr) => {{
-            let builder = $builder.with_url(url.to_string()).with_retry(RetryConfig {
+        ($builder:expr, $url:expr) => {{
+            let builder = $builder.with_url($url.to_string()).with_retry(RetryConfig {
                 max_retries: 0,
                 ..RetryConfig::default()
             });
@@ -331,15 +331,14 @@ fn build(
     Ok(match scheme {
         ObjectStoreScheme::AmazonS3 => {
             endpoint_may_be_used(settings)?;
-            configured!(AmazonS3Builder::from_env())
+            configured!(AmazonS3Builder::from_env(), url)
         }
-        ObjectStoreScheme::GoogleCloudStorage => configured!(GoogleCloudStorageBuilder::from_env()),
-        ObjectStoreScheme::MicrosoftAzure => configured!(MicrosoftAzureBuilder::from_env()),
+        ObjectStoreScheme::GoogleCloudStorage => configured!(GoogleCloudStorageBuilder::from_env(), url),
+        ObjectStoreScheme::MicrosoftAzure => configured!(MicrosoftAzureBuilder::from_env(), url),
         _ => {
-            let plain = url.scheme() == "http";
-            let url = &url[..Position::BeforePath];
-            let client = ClientOptions::new().with_allow_http(plain);
-            configured!(HttpBuilder::new().with_client_options(client))
+            let client = ClientOptions::new().with_allow_http(url.scheme() == "http");
+            let builder = HttpBuilder::new().with_client_options(client);
+            configured!(builder, &url[..Position::BeforePath])
         }
     })
 }
