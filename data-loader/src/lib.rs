@@ -14,6 +14,7 @@ mod error;
 pub mod genes;
 pub mod hvg;
 pub mod import;
+pub mod index;
 pub mod order;
 pub mod parallel;
 pub mod pipeline;
@@ -22,7 +23,7 @@ pub mod quality;
 pub mod rng;
 pub mod sampler;
 pub mod stats;
-mod storage;
+pub mod storage;
 pub mod synth;
 pub mod tokenize;
 pub mod verify;
@@ -35,6 +36,7 @@ pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
 pub use pipeline::{Corrupt, EpochStream, Loader, LoaderOptions, MaskDraw, SkippedCell};
 pub use sampler::Sampler;
+pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},

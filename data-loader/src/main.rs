@@ -20,6 +20,8 @@ struct Cli {
 enum Command {
     /// Make a corpus from an .h5ad file.
     Import(Box<cli::import::Args>),
+    /// Make a corpus of Parquet files that stay where they are.
+    Index(Box<cli::index::Args>),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
     /// Count what a corpus holds: cells, genes, values, lengths of sequences.
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         .init();
     let done = match Cli::parse().command {
         Command::Import(args) => cli::import::run(&args),
+        Command::Index(args) => cli::index::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),

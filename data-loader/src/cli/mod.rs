@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub(crate) mod import;
+pub(crate) mod index;
 pub(crate) mod inspect;
 pub(crate) mod progress;
 pub(crate) mod quality;

@@ -160,14 +160,24 @@ impl Decoder {
             0
         };
         out.values.drain(..head);
-        match &self.ids {
-            None => ids.copy(genes.start + head..genes.end, &mut out.genes)?,
-            Some(map) => {
-                ids.map(genes.start + head..genes.end, &mut out.genes, |id| {
-                    map.gene(id)
-                        .ok_or_else(|| format!("has gene id {id}, which the gene table lacks"))
-                })?;
-            }
+        let ids_of = genes.start + head..genes.end;
+        let known = |id: i64| match &self.ids {
+            Some(map) => map.gene(id),
+            None => u32::try_from(id).ok().filter(|&gene| gene < self.n_genes),
+        };
+        if foreign.drop_unknown {
+            ids.map(
+                ids_of,
+                &mut out.genes,
+                |id| Ok(known(id).unwrap_or(NO_GENE)),
+            )?;
+            drop_unknown(out);
+        } else if self.ids.is_some() {
+            ids.map(ids_of, &mut out.genes, |id| {
+                known(id).ok_or_else(|| format!("has gene id {id}, which the gene table lacks"))
+            })?;
+        } else {
+            ids.copy(ids_of, &mut out.genes)?;
         }
         if foreign.sum_duplicates && !strictly_ascending(&out.genes) {
             sort_and_sum(out);
@@ -213,6 +223,14 @@ impl Decoder {
 fn strictly_ascending(genes: &[u32]) -> bool {
     let pairs = genes.iter().zip(genes.get(1..).unwrap_or_default());
     pairs.fold(true, |all, (a, b)| all & (a < b))
+}
+
+/// Leaves out the entries without a gene.
+fn drop_unknown(cell: &mut CellBuffer) {
+    let mut genes = cell.genes.iter();
+    cell.values
+        .retain(|_| genes.next().is_some_and(|&gene| gene != NO_GENE));
+    cell.genes.retain(|&gene| gene != NO_GENE);
 }
 
 /// Sorts the genes of a cell; the values of a gene that comes more than once are summed.

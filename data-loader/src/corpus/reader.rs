@@ -1,22 +1,18 @@
 //! Reading a corpus.
 
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use arrow::array::RecordBatch;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::chunks::Chunks;
 use super::decode::{Decoded, Decoder};
 use super::packed::{self, CellBuffer, PackedBlock};
 use super::{Block, FORMAT_VERSION, MANIFEST, Manifest, Shard, ValueKind};
 use crate::genes::GeneTable;
-use crate::storage::Storage;
+use crate::storage::{Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
@@ -42,24 +38,32 @@ pub struct Corpus {
     manifest: Manifest,
     fingerprint: String,
     genes: GeneTable,
-    /// Where the shards are: elsewhere than the manifest for files that somebody else wrote.
-    shards: Storage,
     decoder: Decoder,
     row_groups: Vec<RowGroup>,
     footers: Vec<OnceLock<ArrowReaderMetadata>>,
 }
 
 impl Corpus {
-    /// Opens the corpus in a folder: reads manifest and gene table, and checks that every shard is
-    /// there in its full size. Hashes are left to `scpeft-data verify`.
+    /// Opens the corpus in a folder or below a URL, with the [`StoreOptions`] of the environment: see
+    /// [`Corpus::open_with`].
     ///
     /// # Errors
-    /// When the folder is no corpus, has a newer format, or lacks a file.
+    /// As [`Corpus::open_with`], and when a variable cannot be understood.
     pub fn open(dir: &Path) -> Result<Self> {
-        let storage = Storage::new(dir);
+        Self::open_with(dir, &StoreOptions::from_env()?)
+    }
+
+    /// Opens the corpus in a folder, or below the URL that `dir` is the text of (`s3://`, `gs://`, `az://`,
+    /// `https://`): reads manifest and gene table. Local shards must be there in their full size; the size
+    /// of remote ones is checked when they are first read. Hashes are left to `scpeft-data verify`.
+    ///
+    /// # Errors
+    /// When there is no corpus, it has a newer format, lacks a file, or the store is out of reach.
+    pub fn open_with(dir: &Path, options: &StoreOptions) -> Result<Self> {
+        let mut storage = Storage::open(dir, options)?;
         let path = storage.path(MANIFEST);
-        if !path.exists() {
-            let problem = if dir.exists() {
+        let Some(bytes) = storage.read_if_there(MANIFEST)? else {
+            let problem = if storage.is_remote() || storage.root().exists() {
                 "has no manifest.json"
             } else {
                 "does not exist"
@@ -67,23 +71,20 @@ impl Corpus {
             return Err(Error::corpus(
                 dir,
                 "corpus folder",
-                format!("{problem}\nhelp: make a corpus with `scpeft-data import`"),
+                format!(
+                    "{problem}\nhelp: make a corpus with `scpeft-data import` or `scpeft-data index`"
+                ),
             ));
-        }
-        let bytes = storage.read(MANIFEST)?;
+        };
         let manifest = parse_manifest(&path, &bytes)?;
-        let root = manifest.root.as_deref().map_or(dir, Path::new);
-        let shards = Storage::new(root);
+        if let Some(root) = &manifest.root {
+            storage.shards_below(root)?;
+        }
         for shard in &manifest.shards {
             storage.check_name(&shard.path)?;
-            let found = shards.bytes(&shard.path)?;
-            if found != shard.bytes {
-                return Err(Error::corpus(
-                    &shards.path(&shard.path),
-                    "shard",
-                    format!("has {found} bytes, the manifest says {}", shard.bytes),
-                ));
-            }
+            let identity = shard.blake3.as_ref().or(shard.footer_blake3.as_ref());
+            let identity = identity.map_or("", String::as_str);
+            storage.expect(&shard.path, shard.bytes, identity)?;
         }
         storage.check_name(&manifest.genes.path)?;
         let genes = GeneTable::read(&storage, &manifest.genes.path)?;
@@ -104,7 +105,6 @@ impl Corpus {
             decoder: Decoder::new(&manifest.layout, manifest.value_kind, manifest.genes.n),
             fingerprint: blake3::hash(&bytes).to_hex().to_string(),
             storage,
-            shards,
             manifest,
             genes,
             row_groups,
@@ -114,6 +114,16 @@ impl Corpus {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.storage.root()
+    }
+
+    /// What reading the corpus asked of its store so far.
+    pub fn traffic(&self) -> &Traffic {
+        self.storage.traffic()
+    }
+
+    /// The full name of one file of the corpus, for messages.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.storage.path(name)
     }
 
     /// The manifest.
@@ -290,12 +300,12 @@ impl Corpus {
                     "lies at {length} bytes from byte {start} on, the shard has {}",
                     shard.bytes
                 );
-                Error::corpus(&self.shards.path(&shard.path), place, problem)
+                Error::corpus(&self.storage.path(&shard.path), place, problem)
             })?;
             ranges.push(start..end);
         }
         ranges.sort_unstable_by_key(|range| range.start);
-        let parts = self.shards.fetch(&shard.path, &ranges)?;
+        let parts = self.storage.fetch(&shard.path, &ranges)?;
         Ok(Chunks::new(
             shard.bytes,
             ranges.into_iter().zip(parts).collect(),
@@ -318,7 +328,7 @@ impl Corpus {
 
     pub(crate) fn shard_error(&self, row_group: usize, problem: String) -> Error {
         let group = self.row_groups[row_group];
-        let path = self.shards.path(&self.manifest.shards[group.shard].path);
+        let path = self.storage.path(&self.manifest.shards[group.shard].path);
         Error::corpus(&path, format!("row group {}", group.index), problem)
     }
 
@@ -328,14 +338,14 @@ impl Corpus {
             return Ok(footer);
         }
         let entry = &self.manifest.shards[shard];
-        let path = self.shards.path(&entry.path);
+        let path = self.storage.path(&entry.path);
         let Footer {
             metadata: footer,
             blake3,
-        } = read_footer(&self.shards, &entry.path, entry.bytes)?;
-        if let Some(expected) = entry.footer_blake3.as_ref().filter(|hash| **hash != blake3) {
+        } = Footer::read(&self.storage, &entry.path, entry.bytes)?;
+        if let Some(expected) = entry.footer_blake3.as_ref().filter(|e| **e != blake3) {
             let problem = format!(
-                "blake3 is {blake3}, the manifest says {expected}\nhelp: the file was replaced: make the manifest again"
+                "its hash is {blake3}, the manifest says {expected}\nhelp: the file was changed since it was indexed; run `scpeft-data index` again"
             );
             return Err(Error::corpus(&path, "footer", problem));
         }
@@ -359,53 +369,6 @@ impl Corpus {
             return Err(Error::corpus(&path, "footer", problem));
         }
         Ok(self.footers[shard].get_or_init(|| footer))
-    }
-}
-
-/// Bytes at the end of a file that hold the footer of most: it is fetched together with them.
-const FOOTER_GUESS: u64 = 64 * 1024;
-
-/// Length of the metadata and the magic at the very end.
-const TRAILER: usize = 8;
-
-/// The end of a Parquet file.
-pub(crate) struct Footer {
-    pub(crate) metadata: ArrowReaderMetadata,
-    /// Hash of the metadata's bytes.
-    pub(crate) blake3: String,
-}
-
-/// Reads the footer of a Parquet file of a known size.
-pub(crate) fn read_footer(storage: &Storage, name: &str, size: u64) -> Result<Footer> {
-    let path = storage.path(name);
-    let fail = |e: ParquetError| Error::corpus(&path, "footer", e.to_string());
-    let mut wanted = FOOTER_GUESS.min(size);
-    loop {
-        let range = size - wanted..size;
-        let tail = storage.fetch(name, std::slice::from_ref(&range))?;
-        let tail = tail.into_iter().next().unwrap_or_default();
-        let mut reader = ParquetMetaDataReader::new();
-        match reader.try_parse_sized(&tail, size) {
-            Ok(()) => {
-                let metadata = Arc::new(reader.finish().map_err(fail)?);
-                let metadata = ArrowReaderMetadata::try_new(metadata, ArrowReaderOptions::new());
-                let end = tail.len() - TRAILER;
-                let length = tail[end..]
-                    .first_chunk()
-                    .map_or(0, |b| u32::from_le_bytes(*b));
-                let bytes = &tail[end.saturating_sub(length as usize)..end];
-                return Ok(Footer {
-                    metadata: metadata.map_err(fail)?,
-                    blake3: blake3::hash(bytes).to_hex().to_string(),
-                });
-            }
-            Err(ParquetError::NeedMoreData(needed))
-                if needed as u64 > wanted && needed as u64 <= size =>
-            {
-                wanted = needed as u64;
-            }
-            Err(error) => return Err(fail(error)),
-        }
     }
 }
 

@@ -216,15 +216,8 @@ impl CorpusWriter {
             shards: std::mem::take(&mut self.shards),
             provenance,
         };
-        let path = self.temp.join(MANIFEST);
-        let mut text = serde_json::to_string_pretty(&manifest)
-            .map_err(|e| Error::internal(format!("manifest cannot be written as JSON: {e}")))?;
-        text.push('\n');
-        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-        sync(&path)?;
         sync(&self.temp.join("shards"))?;
-        sync(&self.temp)?;
-        self.move_into_place()?;
+        complete(&self.temp, &self.output, &manifest)?;
         self.finished = true;
         Ok(manifest)
     }
@@ -251,23 +244,6 @@ impl CorpusWriter {
             });
         }
         std::fs::remove_dir_all(part).map_err(Error::io("remove", part))
-    }
-
-    fn move_into_place(&self) -> Result<()> {
-        let old = temp_sibling(&self.output, "old")?;
-        let replaces = self.output.exists();
-        if replaces {
-            std::fs::rename(&self.output, &old).map_err(Error::io("move away", &self.output))?;
-        }
-        std::fs::rename(&self.temp, &self.output)
-            .map_err(Error::io("rename into", &self.output))?;
-        if let Some(parent) = self.output.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync(parent)?;
-        }
-        if replaces {
-            std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
-        }
-        Ok(())
     }
 
     fn open_shard(&self) -> Result<OpenShard> {
@@ -385,6 +361,31 @@ impl Drop for CorpusWriter {
             let _ = std::fs::remove_dir_all(&self.temp);
         }
     }
+}
+
+/// Writes the manifest into the folder of a corpus that is complete otherwise, and moves the folder into its
+/// place.
+pub(crate) fn complete(temp: &Path, output: &Path, manifest: &Manifest) -> Result<()> {
+    let path = temp.join(MANIFEST);
+    let mut text = serde_json::to_string_pretty(manifest)
+        .map_err(|e| Error::internal(format!("manifest cannot be written as JSON: {e}")))?;
+    text.push('\n');
+    std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+    sync(&path)?;
+    sync(temp)?;
+    let old = temp_sibling(output, "old")?;
+    let replaces = output.exists();
+    if replaces {
+        std::fs::rename(output, &old).map_err(Error::io("move away", output))?;
+    }
+    std::fs::rename(temp, output).map_err(Error::io("rename into", output))?;
+    if let Some(parent) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        sync(parent)?;
+    }
+    if replaces {
+        std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+    }
+    Ok(())
 }
 
 /// Refuses an output that exists, unless it may be replaced and is a corpus or an empty folder.
