@@ -34,8 +34,8 @@ pub use error::{At, ConfigError, ConfigErrors};
 pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
     AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellStyle,
-    CheckpointSection, ClassWeights, Config, DataSection, DeviceChoice, EmbeddingNorm, GeneKey,
-    Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
+    CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
+    GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
     RunSection, Sampler, Schedule, Select, Shape, Target, TaskKind, TaskSection, TrainSection,
     Trainable, ValueStyle, Vocab,
 };

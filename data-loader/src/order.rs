@@ -510,6 +510,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::rng::Rng;
 
     fn selection(parts: &[(u32, u64)]) -> Selection {
         let mut first_cell = 0;

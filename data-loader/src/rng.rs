@@ -23,6 +23,8 @@ pub enum Purpose {
     Sampling = 7,
     /// In which order the last cells of each domain come.
     Domains = 8,
+    /// In which order the lengths of a window come.
+    Buckets = 9,
     /// What synthetic cells hold.
     Synthesis = 12,
     /// Where the pattern of a stratified window begins.

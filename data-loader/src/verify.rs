@@ -157,7 +157,7 @@ fn hashes(
                 let problem = format!(
                     "blake3 is {hash}, the manifest says {expected}\nhelp: the file was changed or damaged: copy it again, or import the source again"
                 );
-                let file = corpus.path().join(path);
+                let file = corpus.file(path);
                 Some(Fault::of(
                     corpus,
                     &Error::corpus(&file, "whole file", problem),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use scpeft_config::{Config, GeneKey, TaskKind};
 use scpeft_data::{
-    Corpus, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, ScgptOptions, ScgptTokenizer,
-    Selection, Shuffle, Tokenizer, ValueStyle, Vocab,
+    Corpus, Corrupt, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, ScgptOptions,
+    ScgptTokenizer, Selection, Shuffle, Tokenizer, ValueStyle, Vocab,
 };
 
 use crate::failure::{Failure, Result};
@@ -228,13 +228,25 @@ impl Feed {
             shuffle,
             drop_last: config.train.drop_last,
             mask: MaskDraw::PerEpoch,
-            sampler: match config.data.sampler {
-                scpeft_config::Sampler::Uniform => Sampler::Uniform,
-                scpeft_config::Sampler::ClassBalanced => Sampler::ClassBalanced,
-            },
+            sampler: self.sampler(config, &selection)?,
+            length_buckets: config.data.length_buckets,
+            micro_batch_tokens: config.train.micro_batch_tokens,
             ..self.options(config, share)
         };
         self.loader(selection, options)
+    }
+
+    fn sampler(&self, config: &Config, selection: &Selection) -> Result<Sampler> {
+        Ok(match config.data.sampler {
+            scpeft_config::Sampler::Uniform => Sampler::Uniform,
+            scpeft_config::Sampler::ClassBalanced => Sampler::ClassBalanced,
+            scpeft_config::Sampler::Stratified => {
+                let column = config.data.stratify_by.as_deref().unwrap_or_default();
+                let codes = self.corpus.obs_codes(column)?;
+                let chosen = selection.cell_indices().map(|cell| codes[cell as usize]);
+                Sampler::Stratified(chosen.collect())
+            }
+        })
     }
 
     /// The loader of evaluation and prediction: corpus order, every cell once, masks that never
@@ -285,6 +297,10 @@ impl Feed {
             mask: MaskDraw::Fixed,
             batch_column: settings::batch_column(config).map(str::to_owned),
             domain_column: settings::domain_column(config).map(str::to_owned),
+            corrupt: match config.data.corrupt {
+                scpeft_config::Corrupt::Fail => Corrupt::Fail,
+                scpeft_config::Corrupt::Skip => Corrupt::Skip,
+            },
             ..LoaderOptions::default()
         }
     }
@@ -295,6 +311,8 @@ fn micro_batch_cells(config: &Config, share: Share) -> Result<usize> {
     let batch = config.train.batch_cells;
     match config.train.micro_batch_cells {
         Some(micro) => Ok(micro),
+        // Micro-batches are made by tokens: this number is not used.
+        None if config.train.micro_batch_tokens.is_some() => Ok(batch),
         None if batch.is_multiple_of(share.world_size) => Ok(batch / share.world_size),
         None => Err(Failure::config(format!(
             "`train.batch_cells` is {batch}, which {} ranks do not divide: {batch} / {} = {:.2}\n\

@@ -16,6 +16,7 @@ pub mod exporter;
 mod failure;
 pub mod feed;
 mod identity;
+mod loading;
 pub mod optim;
 mod plot;
 pub mod predict;

@@ -17,6 +17,7 @@ use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::loading::LoaderWatch;
 use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder, peak_rss_bytes};
 use crate::report::Reporter;
@@ -99,6 +100,7 @@ struct Training {
     selection: ModelSelection,
     exporter: Exporter,
     outputs: Option<Outputs>,
+    loading: LoaderWatch,
     bad_steps: u64,
     world_size: usize,
 }
@@ -132,6 +134,7 @@ impl Training {
             selection,
             exporter,
             outputs: None,
+            loading: LoaderWatch::default(),
             bad_steps: 0,
             world_size: world.topology().world_size,
         };
@@ -158,7 +161,9 @@ impl Training {
                 break;
             }
             self.end_epoch(world, loaders)?;
+            self.list_skipped(loaders)?;
         }
+        self.list_skipped(loaders)?;
         self.finish(world, outcome)?;
         Ok(outcome)
     }
@@ -180,6 +185,7 @@ impl Training {
                 break;
             };
             let data_seconds = begun.elapsed().as_secs_f64();
+            self.loading.record(&self.exporter, loader, stream.ready());
             let report = self.step(world, &batch, stop.is_set())?;
             self.cursor.step += 1;
             self.cursor.batch += 1;
@@ -308,6 +314,15 @@ impl Training {
                 .train(self.cursor.step, self.cursor.epoch, &values)?;
         }
         Ok(())
+    }
+
+    fn list_skipped(&mut self, loaders: &SplitLoaders) -> Result<()> {
+        let Some(outputs) = &self.outputs else {
+            return Ok(());
+        };
+        let corpus = &self.assembly.feed.corpus;
+        let both = [&loaders.train, &loaders.valid];
+        (self.loading).list_skipped(&self.config.run.dir, corpus, &both, &outputs.reporter)
     }
 
     /// Evaluation, model selection and checkpoint at the end of an epoch or of the run.

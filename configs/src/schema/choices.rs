@@ -174,6 +174,18 @@ choice! {
         Uniform = "uniform",
         /// As many cells as there are, drawn with replacement, each class equally often.
         ClassBalanced = "class-balanced",
+        /// Every cell once, each batch with the values of a column in their proportions.
+        Stratified = "stratified",
+    }
+}
+
+choice! {
+    /// What is done about damaged cells of the corpus.
+    Corrupt {
+        /// The first one ends the run.
+        Fail = "fail",
+        /// They are left out, counted and listed.
+        Skip = "skip",
     }
 }
 

@@ -13,9 +13,9 @@ use crate::field::{Field, Section, section};
 use crate::resolve::Reader;
 
 pub use choices::{
-    AdapterKind, Architecture, CellStyle, ClassWeights, DeviceChoice, EmbeddingNorm, GeneKey, Init,
-    LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Target, TaskKind,
-    Trainable, ValueStyle,
+    AdapterKind, Architecture, CellStyle, ClassWeights, Corrupt, DeviceChoice, EmbeddingNorm,
+    GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Target,
+    TaskKind, Trainable, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -54,9 +54,12 @@ section! {
         /// The obs column with the batch (donor, assay, plate) of a cell. Required for
         /// `task.kind = "batch-correction"` and for `backbone.norm = "domain"`. Default: unset.
         batch: Option<String> = None;
-        /// `uniform` (every training cell once an epoch) or `class-balanced` (drawn with
+        /// `uniform` (every training cell once an epoch), `stratified` (the same, and each batch has
+        /// the values of `data.stratify_by` in their proportions) or `class-balanced` (drawn with
         /// replacement, every label equally often; needs `data.label`). Default `uniform`.
         sampler: Sampler = Sampler::Uniform;
+        /// The obs column of `data.sampler = "stratified"`. Default: unset.
+        stratify_by: Option<String> = None;
         /// The obs column that says which split a cell belongs to. Default `split`.
         split_column: String = "split".to_owned();
         /// Value of `split_column` for training cells. Default `train`.
@@ -86,6 +89,12 @@ section! {
         /// Row groups whose cells are shuffled together. Default 8; at least 1. A larger window
         /// mixes better and holds more rows in memory.
         shuffle_window: usize = 8;
+        /// Put cells of like length into the same batch. Default `false`. Saves padding where lengths
+        /// differ; batches are less random: the cells of one have one length.
+        length_buckets: bool = false;
+        /// What happens on a damaged cell or row group: `fail`, or `skip`, which leaves it out, counts
+        /// it and lists it in `skipped-cells.jsonl` of the run. Default `fail`.
+        corrupt: Corrupt = Corrupt::Fail;
         /// Threads that read and tokenise, per rank. Default 1; at least 1.
         loader_threads: usize = 1;
         /// Batches prepared ahead of the step. Default 4; at least 1.
@@ -233,6 +242,9 @@ section! {
         /// Cells that a rank runs at once; gradients accumulate up to its share of the batch.
         /// Divides `batch_cells`. Default: the whole share. Smaller needs less memory.
         micro_batch_cells: Option<usize> = None;
+        /// Tokens that a rank runs at once, padding included: micro-batches of as many cells of like
+        /// length as fit, in place of `micro_batch_cells`. Default: unset; at least `data.max_len`.
+        micro_batch_tokens: Option<usize> = None;
         /// Leave out the last, smaller batch of an epoch. Default `false`.
         drop_last: bool = false;
         /// `adam` or `adamw`. Default `adam`.

@@ -168,7 +168,28 @@ fn columns(config: &Config, check: &mut Check<'_>) {
              `backbone.norm = \"domain\"` cannot cut into micro-batches of one batch",
             "set `data.sampler = \"uniform\"`",
         );
-    } else if data.sampler == Sampler::ClassBalanced && data.label.is_none() {
+    }
+    if data.sampler == Sampler::Stratified {
+        check.require(
+            "data.stratify_by",
+            "`data.sampler = \"stratified\"` needs a column whose proportions each batch keeps",
+            "add `stratify_by = \"COLUMN\"` under `[data]`",
+        );
+    } else if data.stratify_by.is_some() && !check.refused("data.stratify_by") {
+        check.conflict(
+            "data.stratify_by",
+            "`data.stratify_by` has no effect without `data.sampler = \"stratified\"`",
+            "set the sampler, or remove it",
+        );
+    }
+    if data.length_buckets && (per_domain || data.sampler == Sampler::Stratified) {
+        check.conflict(
+            "data.length_buckets",
+            "batches of one length cannot at the same time hold one batch alone or keep proportions",
+            "set `data.length_buckets = false`",
+        );
+    }
+    if data.sampler == Sampler::ClassBalanced && !per_domain && data.label.is_none() {
         check.require(
             "data.label",
             "`data.sampler = \"class-balanced\"` draws the values of an obs column equally often",
@@ -465,6 +486,27 @@ fn train(config: &Config, check: &mut Check<'_>) {
                     train.batch_cells
                 ),
                 "choose a divisor",
+            );
+        }
+    }
+    if let Some(tokens) = train.micro_batch_tokens {
+        check.at_least(
+            "train.micro_batch_tokens",
+            tokens as u64,
+            config.data.max_len as u64,
+        );
+        let other = if train.micro_batch_cells.is_some() {
+            Some("train.micro_batch_cells")
+        } else if config.task.cce_weight > 0.0 {
+            Some("task.cce_weight")
+        } else {
+            None
+        };
+        if let Some(other) = other {
+            check.conflict(
+                "train.micro_batch_tokens",
+                format!("`train.micro_batch_tokens` does not go together with `{other}`"),
+                "remove one of them",
             );
         }
     }

@@ -146,6 +146,22 @@ impl Corpus {
         Ok(ids)
     }
 
+    /// The row group of a cell, and its row there.
+    pub(crate) fn locate(&self, cell: u64) -> (usize, u32) {
+        let groups = self.row_groups();
+        let number = groups.partition_point(|group| group.first_cell <= cell);
+        let number = number.saturating_sub(1);
+        (number, (cell - groups[number].first_cell) as u32)
+    }
+
+    /// Where a cell is: its shard, row group and row.
+    pub fn place_of(&self, cell: u64) -> String {
+        let (number, row) = self.locate(cell);
+        let group = self.row_groups()[number];
+        let shard = &self.manifest().shards[group.shard].path;
+        format!("{shard}, row group {}, row {row}", group.index)
+    }
+
     /// The name of a cell without an id: its shard and its row there.
     fn place_name(&self, group: usize, row: usize) -> String {
         let group = self.row_groups()[group];

@@ -3,20 +3,24 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt32Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::chunks::Chunks;
 use super::decode::{Decoded, Decoder};
 use super::packed::{self, CellBuffer, PackedBlock};
-use super::{Block, FORMAT_VERSION, MANIFEST, Manifest, Shard, ValueKind};
+use super::writer::N_STORED;
+use super::{Block, FORMAT_VERSION, Layout, MANIFEST, Manifest, Shard, ValueKind};
 use crate::genes::GeneTable;
 use crate::storage::{Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
 const DECODE_CELLS: usize = 512;
+/// Lengths decoded at a time.
+const LENGTH_CELLS: usize = 8192;
 
 /// Where a row group lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +207,25 @@ impl Corpus {
         })?;
         block.shrink();
         Ok(block)
+    }
+
+    /// How many values each cell of a row group has, when the shards have a column for it.
+    ///
+    /// # Errors
+    /// When the shard cannot be read.
+    pub fn stored(&self, row_group: usize) -> Result<Option<Vec<u32>>> {
+        let foreign = matches!(self.manifest.layout, Layout::Foreign(_));
+        if foreign || self.footer(row_group)?.schema().index_of(N_STORED).is_err() {
+            return Ok(None);
+        }
+        let mut stored = Vec::with_capacity(self.row_groups[row_group].rows as usize);
+        self.scan(row_group, &[N_STORED], LENGTH_CELLS, |batch| {
+            let column = batch.column(0).as_primitive_opt::<UInt32Type>();
+            let column = column.ok_or_else(|| format!("column `{N_STORED}` is not uint32"))?;
+            stored.extend_from_slice(column.values());
+            Ok(())
+        })?;
+        Ok(Some(stored))
     }
 
     /// Hands the cells of a row group to `each`, with their rows in it.

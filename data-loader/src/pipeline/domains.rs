@@ -7,9 +7,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::LoaderOptions;
 use super::window::{Carried, Part, Window, Windows};
 use super::worker::Job;
+use super::{LoaderOptions, Shared};
+use crate::Result;
 use crate::order::{Selection, Shuffle};
 use crate::rng::{Purpose, Rng};
 
@@ -94,9 +95,10 @@ impl DomainPlan {
         &mut self,
         domains: &Domains,
         windows: &mut Windows,
-    ) -> Option<(u32, Vec<Part>)> {
+        shared: &Shared,
+    ) -> Result<Option<(u32, Vec<Part>)>> {
         while self.window < windows.order.windows() {
-            let window = windows.open(self.window);
+            let window = windows.open(self.window, shared)?;
             while let Some(cell) = window.cells.get(self.at) {
                 let domain = domains.codes[cell.cell as usize] as usize;
                 let (earlier, here) = &mut self.waiting[domain];
@@ -107,7 +109,7 @@ impl DomainPlan {
                 if waiting == domains.micro_cells {
                     let mut parts = std::mem::take(earlier);
                     parts.push(Part::Places(window, std::mem::take(here)));
-                    return Some((domain as u32, parts));
+                    return Ok(Some((domain as u32, parts)));
                 }
             }
             self.carry_over(&window);
@@ -117,9 +119,11 @@ impl DomainPlan {
         if self.last.is_none() {
             self.last = Some(self.order_of_the_last());
         }
-        let domain = self.last.as_mut()?.pop_front()?;
+        let Some(domain) = self.last.as_mut().and_then(VecDeque::pop_front) else {
+            return Ok(None);
+        };
         let (earlier, _) = &mut self.waiting[domain as usize];
-        Some((domain, std::mem::take(earlier)))
+        Ok(Some((domain, std::mem::take(earlier))))
     }
 
     /// The window ends: cells that still wait are taken out of it.

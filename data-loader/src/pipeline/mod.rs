@@ -9,6 +9,7 @@
 //! sends the jobs and `worker` does them.
 
 mod domains;
+mod lengths;
 mod plan;
 mod source;
 mod stream;
@@ -23,9 +24,11 @@ pub use stream::EpochStream;
 use crate::corpus::Corpus;
 use crate::order::{EpochOrder, OrderOptions, Selection, Shuffle};
 use crate::sampler::{Sampler, WeightTable, class_balanced_weights};
+use crate::storage::TrafficSnapshot;
 use crate::tokenize::Tokenizer;
 use crate::{Error, Result};
 use domains::Domains;
+use lengths::Buckets;
 use source::Source;
 
 /// When masks are drawn anew.
@@ -72,6 +75,12 @@ pub struct LoaderOptions {
     pub domain_column: Option<String>,
     /// What is done about damaged cells.
     pub corrupt: Corrupt,
+    /// Whether cells of like length share a global batch. Batches are then less random: each holds cells
+    /// of one length, drawn from one window.
+    pub length_buckets: bool,
+    /// The most tokens in a micro-batch, padding included: micro-batches then hold as many cells of a
+    /// global batch as fit, instead of `micro_batch_cells`.
+    pub micro_batch_tokens: Option<usize>,
 }
 
 impl Default for LoaderOptions {
@@ -94,6 +103,8 @@ impl Default for LoaderOptions {
             batch_column: None,
             domain_column: None,
             corrupt: Corrupt::Fail,
+            length_buckets: false,
+            micro_batch_tokens: None,
         }
     }
 }
@@ -171,6 +182,16 @@ impl Loader {
         self.shared.selection.cells()
     }
 
+    /// What reading the corpus asked of its store so far, by this and all other loaders of it.
+    pub fn traffic(&self) -> TrafficSnapshot {
+        self.shared.source.corpus.traffic().snapshot()
+    }
+
+    /// How many cells were left out so far because they are damaged.
+    pub fn skipped_cells(&self) -> usize {
+        self.shared.source.skipped_cells()
+    }
+
     /// The cells that were left out so far because they are damaged, by index.
     pub fn skipped(&self) -> Vec<SkippedCell> {
         self.shared.source.skipped()
@@ -199,6 +220,20 @@ impl Shared {
     fn micro_per_batch(&self) -> u64 {
         let options = &self.options;
         options.batch_cells.div_ceil(options.micro_batch_cells) as u64
+    }
+
+    fn buckets(&self, epoch: u64) -> Option<Buckets> {
+        let LoaderOptions {
+            length_buckets,
+            micro_batch_tokens,
+            ..
+        } = self.options;
+        (length_buckets || micro_batch_tokens.is_some()).then_some(Buckets {
+            seed: self.options.seed,
+            epoch,
+            batch_cells: self.options.batch_cells as u64,
+            reorder: length_buckets,
+        })
     }
 
     fn order(&self, epoch: u64) -> EpochOrder {
@@ -308,6 +343,22 @@ fn check(options: &LoaderOptions, selection: &Selection) -> Result<()> {
             "the selection has no cells".into(),
             "check the column and the values it is made from",
         );
+    }
+    let sorted = options.length_buckets || options.micro_batch_tokens.is_some();
+    if sorted && options.domain_column.is_some() {
+        return fail(
+            "micro-batches of one domain cannot be made by length too".into(),
+            "leave the domain column out, or length buckets and the token budget",
+        );
+    }
+    if options.length_buckets && matches!(options.sampler, Sampler::Stratified(_)) {
+        return fail(
+            "length buckets undo the stratified order".into(),
+            "choose one of the two",
+        );
+    }
+    if options.micro_batch_tokens.is_some() {
+        return Ok(());
     }
     let pieces = batch.div_ceil(micro);
     if pieces.is_multiple_of(ranks) {

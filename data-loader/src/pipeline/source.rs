@@ -43,6 +43,11 @@ impl Source {
         }
     }
 
+    pub(super) fn skipped_cells(&self) -> usize {
+        let skipped = self.skipped.lock();
+        skipped.unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The cells that were left out so far, by index.
     pub(super) fn skipped(&self) -> Vec<SkippedCell> {
         let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
@@ -81,6 +86,30 @@ impl Source {
         }
     }
 
+    /// How many values each chosen cell of a row group has, when the shard has a column that says it.
+    pub(super) fn stored(&self, group: &SelectedGroup) -> Result<Option<Vec<u32>>> {
+        match self.corpus.stored(group.row_group) {
+            Ok(Some(all)) => Ok(Some(match &group.chosen {
+                None => all,
+                Some(rows) => rows.iter().map(|&row| all[row as usize]).collect(),
+            })),
+            Ok(None) => Ok(None),
+            // Reading the cells will say what is wrong.
+            Err(Error::Corpus { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many values the cells of a block have; none for those that are skipped.
+    pub(super) fn count(&self, block: &PackedBlock, group: &SelectedGroup) -> Result<Vec<u32>> {
+        let mut buffer = CellBuffer::default();
+        let count = |place| {
+            let usable = self.unpack(block, place, group.cell(place), &mut buffer)?;
+            Ok(if usable { buffer.genes.len() as u32 } else { 0 })
+        };
+        (0..group.len()).map(count).collect()
+    }
+
     /// Unpacks a cell of a block. Returns whether it can be used.
     pub(super) fn unpack(
         &self,
@@ -106,10 +135,8 @@ impl Source {
     }
 
     fn unusable(&self, cell: u64, problem: &str) -> Error {
-        let groups = self.corpus.row_groups();
-        let number = groups.partition_point(|group| group.first_cell <= cell) - 1;
-        let row = (cell - groups[number].first_cell) as u32;
-        let help = "\nhelp: find all such cells with `scpeft-data verify`; leave them out with the loader's `corrupt = \"skip\"`";
+        let (number, row) = self.corpus.locate(cell);
+        let help = "\nhelp: find all such cells with `scpeft-data verify`; leave them out with `data.corrupt = \"skip\"`";
         self.corpus
             .cell_error(number, row, &format!("{problem}{help}"))
     }

@@ -28,7 +28,7 @@ pub struct EpochStream {
     done: Receiver<Done>,
     ready: BTreeMap<(u64, usize), MicroBatch>,
     threads: Vec<JoinHandle<()>>,
-    refusal: Option<std::io::Error>,
+    refusal: Option<Error>,
     cancelled: Arc<AtomicBool>,
     empty: Arc<AtomicU64>,
 }
@@ -62,14 +62,21 @@ impl EpochStream {
             match spawn(number) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
-                    refusal = threads.is_empty().then_some(error);
+                    refusal = threads
+                        .is_empty()
+                        .then_some(Error::Threads { source: error });
                     break;
                 }
             }
         }
-        let mut windows = Windows::new(shared.order(epoch));
+        let mut windows = Windows::new(shared.order(epoch), shared.buckets(epoch));
+        let plan = Plan::from_batch(&shared, &mut windows, epoch, first_batch);
+        let plan = plan.unwrap_or_else(|error| {
+            refusal = Some(error);
+            Plan::Consecutive
+        });
         Self {
-            plan: Plan::from_batch(&shared, &mut windows, epoch, first_batch),
+            plan,
             windows,
             in_flight: VecDeque::new(),
             shared,
@@ -86,15 +93,20 @@ impl EpochStream {
         }
     }
 
+    /// Micro-batches that are ready and wait for their step.
+    pub fn ready(&self) -> usize {
+        self.ready.len() + self.done.len()
+    }
+
     /// Keeps the prefetched steps in flight.
-    fn top_up(&mut self) {
+    fn top_up(&mut self) -> Result<()> {
         let last = self
             .shared
             .batches()
             .min(self.delivered + 1 + self.shared.options.prefetch_steps as u64);
         while self.issued < last {
             let batch = self.issued;
-            let (planned, later) = self.plan.batch(&self.shared, &mut self.windows, batch);
+            let (planned, later) = self.plan.batch(&self.shared, &mut self.windows, batch)?;
             let places = planned.micro.iter().map(|m| m.index).collect();
             self.in_flight.push_back((planned.cells, places));
             for PlannedMicro {
@@ -115,6 +127,7 @@ impl EpochStream {
             }
             self.issued += 1;
         }
+        Ok(())
     }
 
     fn send(&self, job: Job) {
@@ -174,12 +187,11 @@ impl Iterator for EpochStream {
             self.stop();
             return None;
         }
-        if let Some(source) = self.refusal.take() {
+        if let Some(error) = self.refusal.take() {
             self.stop();
-            return Some(Err(Error::Threads { source }));
+            return Some(Err(error));
         }
-        self.top_up();
-        let step = self.collect(self.delivered);
+        let step = self.top_up().and_then(|()| self.collect(self.delivered));
         self.delivered += 1;
         if step.is_err() {
             self.stop();

@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::Shared;
+use super::lengths::{Buckets, lengths};
 use super::source::Source;
 use super::worker::Job;
 use crate::corpus::{CellBuffer, PackedBlock};
@@ -13,6 +15,8 @@ use crate::{Error, Result};
 /// A window of the order, with the blocks of its row groups as they are decoded.
 pub(super) struct Window {
     pub(super) cells: Vec<CellRef>,
+    /// The most tokens that each of the cells can have; empty when nobody asks.
+    pub(super) lengths: Vec<u32>,
     members: Vec<(SelectedGroup, Slot)>,
 }
 
@@ -25,58 +29,83 @@ impl Window {
             .as_ref()
             .map_err(|e| Error::Shared(e.clone()))
     }
+
+    /// Number of its row groups.
+    pub(super) fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// How many values each chosen cell of a row group has: from a column of the shard where there is
+    /// one, otherwise from the cells.
+    pub(super) fn stored(&self, source: &Source, member: usize) -> Result<Vec<u32>> {
+        let group = &self.members[member].0;
+        match source.stored(group)? {
+            Some(stored) => Ok(stored),
+            None => source.count(self.block(source, member)?, group),
+        }
+    }
 }
 
 /// The windows that are open, in order.
 pub(super) struct Windows {
     pub(super) order: EpochOrder,
+    /// How cells are sorted by length, if at all.
+    buckets: Option<Buckets>,
     /// Number, window, and how many of its row groups were hinted at.
     open: VecDeque<(usize, Arc<Window>, usize)>,
 }
 
 impl Windows {
-    pub(super) fn new(order: EpochOrder) -> Self {
+    pub(super) fn new(order: EpochOrder, buckets: Option<Buckets>) -> Self {
         Self {
             order,
+            buckets,
             open: VecDeque::new(),
         }
     }
 
     /// The window of this number; windows before it are let go.
-    pub(super) fn open(&mut self, number: usize) -> Arc<Window> {
+    pub(super) fn open(&mut self, number: usize, shared: &Shared) -> Result<Arc<Window>> {
         while self.open.front().is_some_and(|(n, ..)| *n < number) {
             self.open.pop_front();
         }
-        self.ahead(number)
+        self.ahead(number, shared)
     }
 
     /// The window of this number, while those before it stay open.
-    fn ahead(&mut self, number: usize) -> Arc<Window> {
+    fn ahead(&mut self, number: usize, shared: &Shared) -> Result<Arc<Window>> {
         if let Some((_, window, _)) = self.open.iter().find(|(n, ..)| *n == number) {
-            return window.clone();
+            return Ok(window.clone());
         }
-        let window = Arc::new(Window {
+        let members = self.order.members(number);
+        let mut window = Window {
             cells: self.order.window_cells(number),
-            members: self
-                .order
-                .members(number)
-                .map(|g| (g.clone(), Slot::new()))
-                .collect(),
-        });
+            lengths: Vec::new(),
+            members: members.map(|g| (g.clone(), Slot::new())).collect(),
+        };
+        if let Some(buckets) = &self.buckets {
+            let mut lengths = lengths(&window, &shared.source, shared.tokenizer.as_ref())?;
+            if buckets.reorder {
+                let position = self.order.window_range(number).start;
+                buckets.sort(number, position, &mut window.cells, &mut lengths);
+            }
+            window.lengths = lengths;
+        }
+        let window = Arc::new(window);
         self.open.push_back((number, window.clone(), 0));
-        window
+        Ok(window)
     }
 
     /// Has the next window decoded little by little, in step with the use of the current one, so that
     /// no step waits for a whole window. `position` is how many cells of the order were dealt out.
-    pub(super) fn hints(&mut self, position: u64) -> Vec<Job> {
+    pub(super) fn hints(&mut self, position: u64, shared: &Shared) -> Result<Vec<Job>> {
         let number = self.order.window_at(position.saturating_sub(1));
         if number + 1 >= self.order.windows() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let current = self.order.window_range(number);
         let share = (position - current.start) as f64 / (current.end - current.start) as f64;
-        let window = self.ahead(number + 1);
+        let window = self.ahead(number + 1, shared)?;
         let wanted = (window.members.len() as f64 * share).ceil() as usize;
         let mut first = wanted;
         for (n, _, hinted) in &mut self.open {
@@ -85,12 +114,11 @@ impl Windows {
                 *hinted = wanted.max(*hinted);
             }
         }
-        (first..wanted)
-            .map(|member| Job::Decode {
-                window: window.clone(),
-                member,
-            })
-            .collect()
+        let decode = |member| Job::Decode {
+            window: window.clone(),
+            member,
+        };
+        Ok((first..wanted).map(decode).collect())
     }
 }
 

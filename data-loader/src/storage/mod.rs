@@ -261,7 +261,10 @@ impl Storage {
     pub(crate) fn list(&self, suffix: &str) -> Result<Vec<Listed>> {
         if self.root().to_string_lossy().starts_with("http") {
             return Err(Error::options(
-                format!("`{}`: a web server cannot list its files", self.root().display()),
+                format!(
+                    "`{}`: a web server cannot list its files",
+                    self.root().display()
+                ),
                 "copy the files to a folder or an object store, or use the s3:// address of the store",
             ));
         }

@@ -333,7 +333,9 @@ fn build(
             endpoint_may_be_used(settings)?;
             configured!(AmazonS3Builder::from_env(), url)
         }
-        ObjectStoreScheme::GoogleCloudStorage => configured!(GoogleCloudStorageBuilder::from_env(), url),
+        ObjectStoreScheme::GoogleCloudStorage => {
+            configured!(GoogleCloudStorageBuilder::from_env(), url)
+        }
         ObjectStoreScheme::MicrosoftAzure => configured!(MicrosoftAzureBuilder::from_env(), url),
         _ => {
             let client = ClientOptions::new().with_allow_http(url.scheme() == "http");

@@ -99,6 +99,10 @@ pub trait Tokenizer: Send + Sync {
     fn pad_value(&self) -> f32;
     /// No sequence is longer than this.
     fn max_len(&self) -> usize;
+    /// No sequence of a cell with so many values is longer than this.
+    fn most_tokens(&self, values: usize) -> usize {
+        (values + 1).min(self.max_len())
+    }
 }
 
 /// Makes tokens of one cell at a time, reusing its buffers.

@@ -232,6 +232,15 @@ impl Tokenizer for ScgptTokenizer {
     fn max_len(&self) -> usize {
         self.options.max_len
     }
+
+    fn most_tokens(&self, values: usize) -> usize {
+        let genes = if self.options.include_zero_genes {
+            self.known.len()
+        } else {
+            values
+        };
+        (genes + usize::from(self.options.append_cls)).min(self.options.max_len)
+    }
 }
 
 struct Worker<'a> {

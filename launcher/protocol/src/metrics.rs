@@ -56,6 +56,11 @@ catalogue! {
     CELLS = "scpeft_cells_total", Counter, [], "Cells trained on by this rank.";
     TOKENS = "scpeft_tokens_total", Counter, [], "Gene tokens, padding excluded, trained on by this rank.";
     PADDING_RATIO = "scpeft_padding_ratio", Gauge, [], "Share of padding among the tokens of this rank's last step.";
+    LOADER_READY = "scpeft_loader_ready_micro_batches", Gauge, [], "Micro-batches of this rank that were ready when its last step began.";
+    LOADER_READ_BYTES = "scpeft_loader_read_bytes_total", Counter, [], "Bytes of the corpus that this rank read from its store.";
+    LOADER_REQUESTS = "scpeft_loader_requests_total", Counter, [], "Reads or requests that this rank sent to the store of the corpus.";
+    LOADER_RETRIES = "scpeft_loader_retries_total", Counter, [], "Requests to the store of the corpus that had to be sent again.";
+    LOADER_SKIPPED_CELLS = "scpeft_loader_skipped_cells", Gauge, [], "Damaged cells that this rank met and left out.";
     COLLECTIVE_BYTES = "scpeft_collective_bytes_total", Counter, ["op"], "Payload bytes handed to collectives by this rank.";
     HEARTBEAT = "scpeft_heartbeat_timestamp_seconds", Gauge, [], "Unix time at which this rank last finished a step.";
 }
