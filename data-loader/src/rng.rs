@@ -23,6 +23,8 @@ pub enum Purpose {
     Sampling = 7,
     /// In which order the last cells of each domain come.
     Domains = 8,
+    /// Where a cell comes in a corpus that is shuffled as it is written.
+    Import = 9,
 }
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
