@@ -1,6 +1,11 @@
 //! What the tests of the importer share.
 
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    unreachable_pub,
+    reason = "each test uses its share"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -42,7 +42,11 @@ pub(in crate::import) fn folder(path: &Path, genome: Option<&str>) -> Result<Sou
         ));
     }
     let chosen = path.join(choose_genome(&genomes, genome, path)?);
-    folder(&chosen, None)
+    // The cells keep the name of what the user gave.
+    Ok(Source {
+        path: path.to_owned(),
+        ..folder(&chosen, None)?
+    })
 }
 
 fn entries(path: &Path) -> Result<Vec<String>> {
