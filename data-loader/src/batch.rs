@@ -47,16 +47,13 @@ impl MicroBatch {
     pub(crate) fn pad(cells: Vec<u64>, tokens: &Tokens, pad_id: i32, pad_value: f32) -> Self {
         let rows = cells.len();
         let len = tokens.longest();
-        let mut gene_ids = vec![pad_id; rows * len];
-        let mut values = vec![pad_value; rows * len];
-        let mut targets = vec![pad_value; rows * len];
-        for row in 0..rows {
-            let from = tokens.range(row);
-            let to = row * len..row * len + from.len();
-            gene_ids[to.clone()].copy_from_slice(&tokens.ids[from.clone()]);
-            values[to.clone()].copy_from_slice(&tokens.values[from.clone()]);
-            targets[to].copy_from_slice(&tokens.targets[from]);
-        }
+        let gene_ids = padded(tokens, &tokens.ids, len, pad_id);
+        let values = padded(tokens, &tokens.values, len, pad_value);
+        let targets = if tokens.targets.is_empty() {
+            values.clone()
+        } else {
+            padded(tokens, &tokens.targets, len, pad_value)
+        };
         Self {
             cells,
             rows,
@@ -68,4 +65,14 @@ impl MicroBatch {
             ..Self::default()
         }
     }
+}
+
+/// Lays ragged sequences out in rows of one length.
+fn padded<T: Copy>(tokens: &Tokens, ragged: &[T], len: usize, pad: T) -> Vec<T> {
+    let mut rows = Vec::with_capacity(tokens.rows() * len);
+    for row in 0..tokens.rows() {
+        rows.extend_from_slice(&ragged[tokens.range(row)]);
+        rows.resize((row + 1) * len, pad);
+    }
+    rows
 }

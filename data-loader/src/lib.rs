@@ -14,12 +14,17 @@ mod error;
 pub mod genes;
 pub mod hvg;
 pub mod import;
+pub mod index;
 pub mod order;
+pub mod parallel;
 pub mod pipeline;
 pub mod preprocess;
+pub mod quality;
 pub mod rng;
 pub mod sampler;
-mod storage;
+pub mod stats;
+pub mod storage;
+pub mod synth;
 pub mod tokenize;
 pub mod verify;
 pub mod vocab;
@@ -29,8 +34,9 @@ pub use corpus::{Block, Corpus, Manifest, ValueKind};
 pub use error::{Error, Result};
 pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
-pub use pipeline::{EpochStream, Loader, LoaderOptions, MaskDraw};
+pub use pipeline::{Corrupt, EpochStream, Loader, LoaderOptions, MaskDraw, SkippedCell};
 pub use sampler::Sampler;
+pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},

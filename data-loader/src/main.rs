@@ -20,10 +20,18 @@ struct Cli {
 enum Command {
     /// Make a corpus from an .h5ad file.
     Import(Box<cli::import::Args>),
+    /// Make a corpus of Parquet files that stay where they are.
+    Index(Box<cli::index::Args>),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
+    /// Count what a corpus holds: cells, genes, values, lengths of sequences.
+    Stats(cli::stats::Args),
     /// Check the hashes and every cell of a corpus.
     Verify(cli::verify::Args),
+    /// Measure how well shuffling mixes the categories of a column.
+    Quality(cli::quality::Args),
+    /// Make synthetic cells that look like those of a large atlas.
+    Synth(cli::synth::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,8 +49,12 @@ fn main() -> ExitCode {
         .init();
     let done = match Cli::parse().command {
         Command::Import(args) => cli::import::run(&args),
+        Command::Index(args) => cli::index::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
+        Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),
+        Command::Quality(args) => cli::quality::run(&args),
+        Command::Synth(args) => cli::synth::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,8 @@
 //! Which cells, in which order. Nothing here reads a file or a clock: the order of an epoch is a pure
 //! function of (seed, epoch, row groups, selection, weights).
 
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,7 +37,7 @@ impl SelectedGroup {
     }
 
     /// The corpus index of the chosen cell at a place.
-    fn cell(&self, place: usize) -> u64 {
+    pub(crate) fn cell(&self, place: usize) -> u64 {
         let row = self
             .chosen
             .as_ref()
@@ -186,18 +188,33 @@ pub struct EpochOrder {
     /// Position of the first cell of each window, and the end of the last.
     starts: Vec<u64>,
     /// How often each selected cell comes; `None` when each comes once.
-    times: Option<Times>,
+    times: Option<PerCell<Vec<u32>>>,
+    /// The code of each selected cell, when windows are arranged by them.
+    strata: Option<PerCell<Arc<[i32]>>>,
 }
 
+/// One number for each selected cell.
 #[derive(Debug, Clone)]
-struct Times {
-    of_cells: Vec<u32>,
+struct PerCell<V> {
+    of_cells: V,
     /// The first cell of each of the selection's row groups, as its place in the selection.
-    firsts: Vec<usize>,
+    firsts: Arc<[usize]>,
 }
 
-impl Times {
-    fn of_group(&self, group: usize, cells: usize) -> &[u32] {
+impl<T, V: std::ops::Deref<Target = [T]>> PerCell<V> {
+    fn new(selection: &Selection, of_cells: V) -> Self {
+        let mut first = 0;
+        let firsts = selection.groups.iter().map(|group| {
+            first += group.len();
+            first - group.len()
+        });
+        Self {
+            firsts: firsts.collect(),
+            of_cells,
+        }
+    }
+
+    fn of_group(&self, group: usize, cells: usize) -> &[T] {
         let first = self.firsts[group];
         &self.of_cells[first..first + cells]
     }
@@ -206,7 +223,39 @@ impl Times {
 impl EpochOrder {
     /// The order of `selection` in an epoch, each cell once.
     pub fn new(selection: &Selection, options: OrderOptions, epoch: u64) -> Self {
-        Self::laid_out(selection, options, epoch, None)
+        Self::laid_out(selection, options, epoch, None, None)
+    }
+
+    /// The order of `selection` in an epoch, each cell once, such that any stretch of a window has every
+    /// code in its share of the window, rounded up or down by less than two cells. `codes` has one for
+    /// each selected cell, in corpus order; what they are does not matter.
+    ///
+    /// # Errors
+    /// When there is not one code for each selected cell.
+    pub fn stratified(
+        selection: &Selection,
+        options: OrderOptions,
+        epoch: u64,
+        codes: Arc<[i32]>,
+    ) -> Result<Self> {
+        if codes.len() as u64 != selection.cells() {
+            return Err(Error::options(
+                format!(
+                    "{} codes for {} selected cells, expected one for each",
+                    codes.len(),
+                    selection.cells()
+                ),
+                "",
+            ));
+        }
+        let strata = PerCell::new(selection, codes);
+        Ok(Self::laid_out(
+            selection,
+            options,
+            epoch,
+            None,
+            Some(strata),
+        ))
     }
 
     /// The order of as many cells as the selection has, drawn with replacement. Cells are shuffled
@@ -217,23 +266,16 @@ impl EpochOrder {
         epoch: u64,
         weights: &WeightTable,
     ) -> Self {
-        let mut first = 0;
-        let firsts = selection.groups.iter().map(|group| {
-            first += group.len();
-            first - group.len()
-        });
-        let times = Times {
-            firsts: firsts.collect(),
-            of_cells: weights.draw(options.seed, epoch),
-        };
-        Self::laid_out(selection, options, epoch, Some(times))
+        let times = PerCell::new(selection, weights.draw(options.seed, epoch));
+        Self::laid_out(selection, options, epoch, Some(times), None)
     }
 
     fn laid_out(
         selection: &Selection,
         options: OrderOptions,
         epoch: u64,
-        times: Option<Times>,
+        times: Option<PerCell<Vec<u32>>>,
+        strata: Option<PerCell<Arc<[i32]>>>,
     ) -> Self {
         let mut groups: Vec<u32> = (0..selection.groups.len() as u32).collect();
         if options.shuffle != Shuffle::Sequential {
@@ -246,6 +288,7 @@ impl EpochOrder {
             groups,
             starts: vec![0],
             times,
+            strata,
         };
         for window in 0..order.groups.len().div_ceil(order.window_groups()) {
             let cells: u64 = (order.numbers(window).iter())
@@ -332,7 +375,41 @@ impl EpochOrder {
             )
             .shuffle(&mut cells);
         }
-        cells
+        match &self.strata {
+            None => cells,
+            Some(strata) => self.arranged(window, cells, strata),
+        }
+    }
+
+    /// The cells of a window such that each code is spread evenly, otherwise in the order they have.
+    fn arranged(
+        &self,
+        window: usize,
+        cells: Vec<CellRef>,
+        strata: &PerCell<Arc<[i32]>>,
+    ) -> Vec<CellRef> {
+        let members: Vec<&[i32]> = (self.numbers(window).iter())
+            .map(|&number| {
+                let group = &self.selection.groups[number as usize];
+                strata.of_group(number as usize, group.len())
+            })
+            .collect();
+        let mut of_code: BTreeMap<i32, VecDeque<CellRef>> = BTreeMap::new();
+        let total = cells.len();
+        for cell in cells {
+            let code = members[cell.member as usize][cell.place as usize];
+            of_code.entry(code).or_default().push_back(cell);
+        }
+        let mut cells: Vec<_> = of_code.into_values().collect();
+        let counts: Vec<usize> = cells.iter().map(VecDeque::len).collect();
+        let mut pattern = spread(&counts);
+        if total > 0 && self.options.shuffle != Shuffle::Sequential {
+            let (seed, epoch) = (self.options.seed, self.epoch);
+            let start = Rng::new(seed, Purpose::Strata, epoch, window as u64).below(total as u32);
+            pattern.rotate_left(start as usize);
+        }
+        let next = |category: u32| cells[category as usize].pop_front();
+        pattern.into_iter().filter_map(next).collect()
     }
 
     /// The corpus indices of the cells at some positions.
@@ -358,6 +435,76 @@ impl EpochOrder {
     }
 }
 
+/// A sequence in which category `c` comes `counts[c]` times, such that at every place each category has
+/// come as often as its share says, give or take less than one time (Tijdeman 1980, the chairman assignment
+/// problem): of those whose next turn has begun, the one whose turn ends first comes.
+fn spread(counts: &[usize]) -> Vec<u32> {
+    let total = counts.iter().sum::<usize>();
+    let present = counts.iter().filter(|&&n| n > 0).count();
+    if present <= 1 {
+        let only = counts.iter().position(|&n| n > 0).unwrap_or(0);
+        return vec![only as u32; total];
+    }
+    let slack = 1.0 / (2 * present - 2) as f64;
+    let turn = |category: u32, times: usize, offset: f64| {
+        (times as f64 + offset) * total as f64 / counts[category as usize] as f64
+    };
+    // Both heaps give out the smallest first. Times are compared exactly, equal ones by category.
+    let mut waiting: BinaryHeap<Reverse<Turn>> = (0..counts.len() as u32)
+        .filter(|&c| counts[c as usize] > 0)
+        .map(|c| Reverse(Turn(turn(c, 0, slack), c, 0)))
+        .collect();
+    let mut open: BinaryHeap<Reverse<Turn>> = BinaryHeap::new();
+    let mut sequence = Vec::with_capacity(total);
+    for place in 1..=total {
+        while let Some(&Reverse(Turn(begin, category, times))) = waiting.peek() {
+            // With rounding it may happen that no turn has begun: then the next one does.
+            if begin > place as f64 && !open.is_empty() {
+                break;
+            }
+            waiting.pop();
+            open.push(Reverse(Turn(
+                turn(category, times + 1, -slack),
+                category,
+                times,
+            )));
+        }
+        let Some(Reverse(Turn(_, category, times))) = open.pop() else {
+            break;
+        };
+        sequence.push(category);
+        if times + 1 < counts[category as usize] {
+            let begin = turn(category, times + 1, slack);
+            waiting.push(Reverse(Turn(begin, category, times + 1)));
+        }
+    }
+    sequence
+}
+
+/// When a turn begins or ends, whose it is, and which of theirs.
+#[derive(Debug, Clone, Copy)]
+struct Turn(f64, u32, usize);
+
+impl Ord for Turn {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.total_cmp(&other.0).then(self.1.cmp(&other.1))
+    }
+}
+
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Turn {}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -382,6 +529,10 @@ mod tests {
     fn order(selection: &Selection, seed: u64, row_groups: usize, epoch: u64) -> EpochOrder {
         let shuffle = Shuffle::Windowed { row_groups };
         EpochOrder::new(selection, OrderOptions { seed, shuffle }, epoch)
+    }
+
+    fn mix(cell: u64) -> u64 {
+        Rng::new(0, Purpose::Split, 0, cell).next_u64()
     }
 
     proptest! {
@@ -430,6 +581,57 @@ mod tests {
             let mut sorted = all;
             sorted.sort_unstable();
             prop_assert_eq!(sorted, wanted);
+        }
+
+        #[test]
+        fn strata_are_spread_evenly_and_every_cell_comes_once(
+            parts in prop::collection::vec((1_u32..60, any::<u64>()), 1..12),
+            categories in 1_i32..9, skew in 1_i32..5, seed in any::<u64>(), window in 1_usize..5,
+            at in any::<prop::sample::Index>(), batch in 1_usize..50,
+        ) {
+            let selection = selection(&parts);
+            prop_assume!(selection.cells() > 0);
+            let code = |cell: u64| (mix(cell) % categories as u64) as i32 / skew - 1;
+            let codes: Arc<[i32]> = selection.cell_indices().map(code).collect();
+            let shuffle = Shuffle::Windowed { row_groups: window };
+            let options = OrderOptions { seed, shuffle };
+            let order = EpochOrder::stratified(&selection, options, 1, codes.clone()).unwrap();
+            let all = order.cells(0..selection.cells());
+            let at = at.index(all.len());
+            prop_assert_eq!(&all[at..], order.cells(at as u64..selection.cells()));
+            let again = EpochOrder::stratified(&selection, options, 1, codes).unwrap();
+            prop_assert_eq!(&again.cells(0..selection.cells()), &all);
+            let mut sorted = all.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, selection.cell_indices().collect::<Vec<_>>());
+            for number in 0..order.windows() {
+                let range = order.window_range(number);
+                let cells = &all[range.start as usize..range.end as usize];
+                for code_here in -1..categories {
+                    let count = |part: &[u64]| part.iter().filter(|&&c| code(c) == code_here).count() as f64;
+                    let share = count(cells) / cells.len() as f64;
+                    for part in cells.chunks(batch) {
+                        let expected = share * part.len() as f64;
+                        prop_assert!((count(part) - expected).abs() < 2.0, "{} {}", count(part), expected);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn every_category_keeps_its_share_at_every_place(counts in prop::collection::vec(0_usize..70, 1..30)) {
+            let sequence = spread(&counts);
+            let total: usize = counts.iter().sum();
+            prop_assert_eq!(sequence.len(), total);
+            let mut seen = vec![0_usize; counts.len()];
+            for (place, &category) in sequence.iter().enumerate() {
+                seen[category as usize] += 1;
+                for (seen, count) in seen.iter().zip(&counts) {
+                    let due = (place + 1) as f64 * *count as f64 / total as f64;
+                    prop_assert!((*seen as f64 - due).abs() < 1.0, "{:?} at {}", counts, place);
+                }
+            }
+            prop_assert_eq!(seen, counts);
         }
 
         #[test]

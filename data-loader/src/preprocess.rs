@@ -11,21 +11,43 @@ pub trait Draws {
     /// Asked for in ascending order, and only where the number matters.
     fn uniform(&mut self, position: usize) -> f64;
 
-    /// Draws `k` different numbers of 0..n into `out`, in the order drawn.
+    /// The bin of the value at `position`: one of `right + 1 ..= left`, or `left` when they are equal.
+    fn bin(&mut self, position: usize, left: u16, right: u16) -> f32 {
+        if left <= right + 1 {
+            return f32::from(left);
+        }
+        let (left, right) = (f64::from(left), f64::from(right));
+        (self.uniform(position) * (right - left) + left).ceil() as f32
+    }
+
+    /// Draws `k` different numbers of 0..n into `out`, in any order.
     fn sample(&mut self, n: usize, k: usize, out: &mut Vec<u32>);
 }
 
 impl Draws for Rng {
-    fn uniform(&mut self, _position: usize) -> f64 {
-        Rng::uniform(self)
+    fn uniform(&mut self, position: usize) -> f64 {
+        (self.at(position as u64) >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
 
+    /// Without a branch: whether the number matters is as random as the values of a cell.
+    #[inline]
+    fn bin(&mut self, position: usize, left: u16, right: u16) -> f32 {
+        let wide = (self.at(position as u64) >> 32) * u64::from(left - right);
+        f32::from(left - (wide >> 32) as u16)
+    }
+
+    /// Draws those that are taken, or those that are left out when they are fewer.
     fn sample(&mut self, n: usize, k: usize, out: &mut Vec<u32>) {
         out.clear();
         out.extend(0..n as u32);
-        for place in 0..k.min(n) {
+        let k = k.min(n);
+        let drawn = k.min(n - k);
+        for place in 0..drawn {
             let other = place + self.below((n - place) as u32) as usize;
             out.swap(place, other);
+        }
+        if drawn < k {
+            out.drain(..drawn);
         }
         out.truncate(k);
     }
@@ -95,7 +117,7 @@ pub fn binning(row: &[f32], n_bins: usize, draws: &mut dyn Draws) -> Vec<i64> {
 }
 
 /// Counts below this are looked up in a table instead of being sorted.
-const TABLE: usize = 4096;
+const TABLE: usize = 1024;
 
 /// Bins the values of a cell by quantile. Keeps its buffers between cells.
 #[derive(Debug)]
@@ -107,9 +129,14 @@ pub struct Binner {
     ends: Vec<u32>,
     digits: Vec<Digits>,
     keys: Vec<u32>,
-    histogram: Vec<u32>,
+    /// How often each small count comes, counted in two tables by turns: most counts are 1, and each
+    /// would wait for the one before it.
+    histogram: Vec<[u32; 2]>,
     lookup: Vec<Digits>,
-    counts: Vec<u32>,
+    /// Counts too large for the table, ascending.
+    large: Vec<u32>,
+    /// Which of the different values each different count became; small ones first.
+    runs: Vec<(u32, u32)>,
 }
 
 /// The bins a value may fall to: uniform over `right + 1 ..= left` where several edges equal it.
@@ -117,20 +144,6 @@ pub struct Binner {
 struct Digits {
     left: u16,
     right: u16,
-}
-
-impl Digits {
-    #[inline]
-    fn draw<D: Draws + ?Sized>(self, position: usize, draws: &mut D) -> f32 {
-        if self.left <= self.right + 1 {
-            return f32::from(self.left);
-        }
-        let (left, right) = (f64::from(self.left), f64::from(self.right));
-        // Rounds up; a call of `ceil` would cost more than all the rest.
-        let exact = draws.uniform(position) * (right - left) + left;
-        let down = exact as u32;
-        (down + u32::from(f64::from(down) < exact)) as f32
-    }
 }
 
 impl Binner {
@@ -149,9 +162,10 @@ impl Binner {
             ends: Vec::new(),
             digits: Vec::new(),
             keys: Vec::new(),
-            histogram: vec![0; TABLE],
+            histogram: vec![[0; 2]; TABLE],
             lookup: vec![Digits::default(); TABLE],
-            counts: Vec::new(),
+            large: Vec::new(),
+            runs: Vec::new(),
         }
     }
 
@@ -176,7 +190,8 @@ impl Binner {
         }
         self.find_digits();
         for (position, (&value, bin)) in values.iter().zip(out).enumerate() {
-            *bin = self.digits_of(value).draw(position, draws);
+            let Digits { left, right } = self.digits_of(value);
+            *bin = draws.bin(position, left, right);
         }
     }
 
@@ -190,53 +205,75 @@ impl Binner {
         draws: &mut D,
         out: &mut [f32],
     ) {
+        self.learn_counts(counts, transform);
+        for (position, (&value, bin)) in counts.iter().zip(out).enumerate() {
+            *bin = self.draw_count(position, value, draws);
+        }
+    }
+
+    /// Prepares for [`Binner::draw_count`] of these counts, which must be whole and positive.
+    pub fn learn_counts(&mut self, counts: &[f32], transform: impl Fn(f32) -> f32) {
         self.begin();
         self.count_runs(counts, &transform);
         self.find_digits();
-        for place in 0..self.counts.len() {
-            let count = self.counts[place] as usize;
-            if count < TABLE {
-                self.lookup[count] = self.digits_of(transform(count as f32));
-                self.histogram[count] = 0;
-            }
-        }
-        for (position, (&value, bin)) in counts.iter().zip(out).enumerate() {
-            let count = value as usize;
-            let digits = if count < TABLE {
-                self.lookup[count]
-            } else {
-                self.digits_of(transform(value))
+        for &(count, run) in &self.runs {
+            let Some(entry) = self.lookup.get_mut(count as usize) else {
+                break;
             };
-            *bin = digits.draw(position, draws);
+            *entry = self.digits[run as usize];
         }
+    }
+
+    /// The bin of one of the counts learnt.
+    #[inline]
+    pub fn draw_count<D: Draws + ?Sized>(&self, position: usize, count: f32, draws: &mut D) -> f32 {
+        let count = count as u32;
+        let digits = match self.lookup.get(count as usize) {
+            Some(digits) => *digits,
+            None => self.digits_of_large(count),
+        };
+        draws.bin(position, digits.left, digits.right)
+    }
+
+    #[cold]
+    fn digits_of_large(&self, count: u32) -> Digits {
+        let place = self.runs.partition_point(|run| run.0 < count);
+        self.digits[self.runs[place].1 as usize]
     }
 
     /// Fills `distinct` and `ends` from a histogram of the small counts and a sort of the large ones.
     fn count_runs(&mut self, counts: &[f32], transform: impl Fn(f32) -> f32) {
-        self.counts.clear();
-        for &value in counts {
+        self.large.clear();
+        self.runs.clear();
+        let mut most = 0;
+        for (place, &value) in counts.iter().enumerate() {
             let count = value as u32;
-            match self.histogram.get_mut(count as usize) {
-                Some(n) => {
-                    if *n == 0 {
-                        self.counts.push(count);
-                    }
-                    *n += 1;
-                }
-                None => self.counts.push(count),
+            if let Some(times) = self.histogram.get_mut(count as usize) {
+                times[place % 2] += 1;
+                most = most.max(count as usize);
+            } else {
+                self.large.push(count);
             }
         }
-        self.counts.sort_unstable();
+        self.large.sort_unstable();
         let mut end = 0;
-        for &count in &self.counts {
-            end += self.histogram.get(count as usize).copied().unwrap_or(1);
-            push_run(
-                &mut self.distinct,
-                &mut self.ends,
-                transform(count as f32),
-                end,
-            );
+        for count in 0..=most as u32 {
+            let [even, odd] = std::mem::take(&mut self.histogram[count as usize]);
+            if even + odd > 0 {
+                end += even + odd;
+                self.push_count(count, end, &transform);
+            }
         }
+        for place in 0..self.large.len() {
+            end += 1;
+            self.push_count(self.large[place], end, &transform);
+        }
+    }
+
+    fn push_count(&mut self, count: u32, end: u32, transform: impl Fn(f32) -> f32) {
+        let value = transform(count as f32);
+        push_run(&mut self.distinct, &mut self.ends, value, end);
+        self.runs.push((count, self.distinct.len() as u32 - 1));
     }
 
     fn begin(&mut self) {

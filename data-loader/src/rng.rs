@@ -25,6 +25,12 @@ pub enum Purpose {
     Domains = 8,
     /// Where a cell comes in a corpus that is shuffled as it is written.
     Import = 9,
+    /// What synthetic cells hold.
+    Synthesis = 12,
+    /// Where the pattern of a stratified window begins.
+    Strata = 13,
+    /// The true random orders that shuffles are compared with.
+    Reference = 14,
 }
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -50,6 +56,14 @@ impl Rng {
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(GAMMA);
         mix(self.state)
+    }
+
+    /// The number at a place, counted from the next one, without going there.
+    #[inline]
+    pub fn at(&self, place: u64) -> u64 {
+        mix(self
+            .state
+            .wrapping_add(GAMMA.wrapping_mul(place.wrapping_add(1))))
     }
 
     /// A uniform number in [0, 1) with 53 random bits.

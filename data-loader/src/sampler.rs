@@ -1,5 +1,7 @@
 //! How often each cell comes in an epoch.
 
+use std::sync::Arc;
+
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result};
 
@@ -15,6 +17,9 @@ pub enum Sampler {
     /// As many draws as there are cells, with replacement, in proportion to these weights: one for each
     /// selected cell, in corpus order.
     Weighted(Vec<f64>),
+    /// Every cell once, such that each batch has the codes of a column in the proportions of its window, as
+    /// nearly as whole cells allow: one code for each selected cell, in corpus order.
+    Stratified(Arc<[i32]>),
 }
 
 /// The probability that a draw takes each cell when every class that there is comes equally often: one

@@ -238,6 +238,11 @@ impl GeneMap {
         (id != NO_TOKEN).then_some(id)
     }
 
+    /// The tokens of all corpus genes, negative where a gene has none.
+    pub(crate) fn tokens(&self) -> &[i32] {
+        &self.tokens
+    }
+
     /// Keeps only these corpus genes (ascending): the others count as unknown.
     pub fn retain(&mut self, genes: &[u32]) {
         for gene in 0..self.tokens.len() {

@@ -1,5 +1,10 @@
 //! The subcommands.
 
 pub(crate) mod import;
+pub(crate) mod index;
 pub(crate) mod inspect;
+pub(crate) mod progress;
+pub(crate) mod quality;
+pub(crate) mod stats;
+pub(crate) mod synth;
 pub(crate) mod verify;

@@ -9,13 +9,13 @@ use parquet::file::reader::{ChunkReader, Length};
 
 /// The ranges of a file that were fetched, ascending and apart from each other.
 #[derive(Debug)]
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     length: u64,
     parts: Vec<(Range<u64>, Bytes)>,
 }
 
 impl Chunks {
-    pub(super) fn new(length: u64, parts: Vec<(Range<u64>, Bytes)>) -> Self {
+    pub(crate) fn new(length: u64, parts: Vec<(Range<u64>, Bytes)>) -> Self {
         Self { length, parts }
     }
 

@@ -36,6 +36,9 @@ pub struct ForeignLayout {
     /// Whether the values of a gene that a cell lists more than once are summed; otherwise that is an
     /// error. Lists need not be sorted then.
     pub sum_duplicates: bool,
+    /// Whether ids that the gene table lacks are left out; otherwise they are an error.
+    #[serde(default)]
+    pub drop_unknown: bool,
 }
 
 /// An obs column that follows from another one.

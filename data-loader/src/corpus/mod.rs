@@ -2,18 +2,23 @@
 
 mod block;
 mod chunks;
+mod decode;
 mod manifest;
+mod obs;
+mod packed;
 mod reader;
 mod writer;
 
 pub use block::Block;
+pub(crate) use chunks::Chunks;
 pub use manifest::{
     FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
     Provenance, Shard, SourceFile, ValueKind,
 };
+pub use packed::{CellBuffer, PackedBlock};
 pub use reader::{Corpus, RowGroup};
 pub use writer::{CellBatch, CellValues, CorpusWriter, Profile, WriterOptions, obs_array_type};
-pub(crate) use writer::{check_output, temp_sibling};
+pub(crate) use writer::{check_output, complete, temp_sibling};
 
 /// Name of the manifest in a corpus folder.
 pub const MANIFEST: &str = "manifest.json";

@@ -1,24 +1,18 @@
 //! Reading a corpus.
 
-use std::collections::HashMap;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Int32Type};
+use arrow::array::RecordBatch;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::ParquetMetaDataReader;
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
 use super::chunks::Chunks;
-use super::{
-    Block, FORMAT_VERSION, MANIFEST, Manifest, ObsColumn, ObsKind, Shard, ValueKind, obs_array_type,
-};
+use super::decode::{Decoded, Decoder};
+use super::packed::{self, CellBuffer, PackedBlock};
+use super::{Block, FORMAT_VERSION, MANIFEST, Manifest, Shard, ValueKind};
 use crate::genes::GeneTable;
-use crate::storage::Storage;
+use crate::storage::{Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
@@ -44,21 +38,32 @@ pub struct Corpus {
     manifest: Manifest,
     fingerprint: String,
     genes: GeneTable,
+    decoder: Decoder,
     row_groups: Vec<RowGroup>,
     footers: Vec<OnceLock<ArrowReaderMetadata>>,
 }
 
 impl Corpus {
-    /// Opens the corpus in a folder: reads manifest and gene table, and checks that every shard is
-    /// there in its full size. Hashes are left to `scpeft-data verify`.
+    /// Opens the corpus in a folder or below a URL, with the [`StoreOptions`] of the environment: see
+    /// [`Corpus::open_with`].
     ///
     /// # Errors
-    /// When the folder is no corpus, has a newer format, or lacks a file.
+    /// As [`Corpus::open_with`], and when a variable cannot be understood.
     pub fn open(dir: &Path) -> Result<Self> {
-        let storage = Storage::new(dir);
+        Self::open_with(dir, &StoreOptions::from_env()?)
+    }
+
+    /// Opens the corpus in a folder, or below the URL that `dir` is the text of (`s3://`, `gs://`, `az://`,
+    /// `https://`): reads manifest and gene table. Local shards must be there in their full size; the size
+    /// of remote ones is checked when they are first read. Hashes are left to `scpeft-data verify`.
+    ///
+    /// # Errors
+    /// When there is no corpus, it has a newer format, lacks a file, or the store is out of reach.
+    pub fn open_with(dir: &Path, options: &StoreOptions) -> Result<Self> {
+        let mut storage = Storage::open(dir, options)?;
         let path = storage.path(MANIFEST);
-        if !path.exists() {
-            let problem = if dir.exists() {
+        let Some(bytes) = storage.read_if_there(MANIFEST)? else {
+            let problem = if storage.is_remote() || storage.root().exists() {
                 "has no manifest.json"
             } else {
                 "does not exist"
@@ -66,21 +71,20 @@ impl Corpus {
             return Err(Error::corpus(
                 dir,
                 "corpus folder",
-                format!("{problem}\nhelp: make a corpus with `scpeft-data import`"),
+                format!(
+                    "{problem}\nhelp: make a corpus with `scpeft-data import` or `scpeft-data index`"
+                ),
             ));
-        }
-        let bytes = storage.read(MANIFEST)?;
+        };
         let manifest = parse_manifest(&path, &bytes)?;
+        if let Some(root) = &manifest.root {
+            storage.shards_below(root)?;
+        }
         for shard in &manifest.shards {
             storage.check_name(&shard.path)?;
-            let found = storage.bytes(&shard.path)?;
-            if found != shard.bytes {
-                return Err(Error::corpus(
-                    &storage.path(&shard.path),
-                    "shard",
-                    format!("has {found} bytes, the manifest says {}", shard.bytes),
-                ));
-            }
+            let identity = shard.blake3.as_ref().or(shard.footer_blake3.as_ref());
+            let identity = identity.map_or("", String::as_str);
+            storage.expect(&shard.path, shard.bytes, identity)?;
         }
         storage.check_name(&manifest.genes.path)?;
         let genes = GeneTable::read(&storage, &manifest.genes.path)?;
@@ -98,6 +102,7 @@ impl Corpus {
         let row_groups = lay_out(&path, &manifest)?;
         Ok(Self {
             footers: manifest.shards.iter().map(|_| OnceLock::new()).collect(),
+            decoder: Decoder::new(&manifest.layout, manifest.value_kind, manifest.genes.n),
             fingerprint: blake3::hash(&bytes).to_hex().to_string(),
             storage,
             manifest,
@@ -109,6 +114,16 @@ impl Corpus {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.storage.root()
+    }
+
+    /// What reading the corpus asked of its store so far.
+    pub fn traffic(&self) -> &Traffic {
+        self.storage.traffic()
+    }
+
+    /// The full name of one file of the corpus, for messages.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.storage.path(name)
     }
 
     /// The manifest.
@@ -141,149 +156,89 @@ impl Corpus {
         &self.row_groups
     }
 
-    /// One obs column of the manifest.
-    ///
-    /// # Errors
-    /// When there is none of this name; the error lists those present.
-    pub fn column(&self, name: &str) -> Result<&ObsColumn> {
-        self.manifest
-            .obs
-            .iter()
-            .find(|c| c.name == name)
-            .ok_or_else(|| {
-                let present = self.manifest.obs.iter().map(|c| c.name.clone()).collect();
-                Error::missing_column(format!("corpus `{}`", self.path().display()), name, present)
-            })
-    }
-
-    /// The categories of an obs column, in the order of their codes.
-    ///
-    /// # Errors
-    /// When there is no such column, or it is not categorical.
-    pub fn categories(&self, column: &str) -> Result<&[String]> {
-        let found = self.column(column)?;
-        if found.kind == ObsKind::Category {
-            return Ok(&found.categories);
-        }
-        let categorical = self
-            .manifest
-            .obs
-            .iter()
-            .filter(|c| c.kind == ObsKind::Category);
-        Err(Error::NotCategorical {
-            column: column.to_owned(),
-            kind: found.kind.plural(),
-            present: categorical.map(|c| c.name.clone()).collect(),
-        })
-    }
-
-    /// The codes of a categorical obs column for all cells in corpus order, -1 where missing.
-    ///
-    /// # Errors
-    /// When there is no such column, or it is not categorical, or cannot be read.
-    pub fn obs_codes(&self, column: &str) -> Result<Vec<i32>> {
-        let categories = self.categories(column)?;
-        let code_of: HashMap<&str, i32> = categories.iter().map(String::as_str).zip(0..).collect();
-        let mut codes = Vec::with_capacity(self.n_cells() as usize);
-        for group in 0..self.row_groups.len() {
-            self.scan(group, &[column], 8192, |batch| {
-                append_codes(batch.column(0), &code_of, &mut codes)
-            })?;
-        }
-        Ok(codes)
-    }
-
-    /// The obs columns with the Arrow types that they have on disk.
-    pub(crate) fn obs_types(&self) -> Result<Vec<(ObsColumn, DataType)>> {
-        let schema = match self.row_groups.first() {
-            Some(_) => Some(self.footer(0)?.schema()),
-            None => None,
-        };
-        let columns = self.manifest.obs.iter().map(|column| {
-            let data_type = match schema {
-                None => obs_array_type(column.kind, false),
-                Some(schema) => schema
-                    .field_with_name(&column.name)
-                    .map_err(|e| self.shard_error(0, e.to_string()))?
-                    .data_type()
-                    .clone(),
-            };
-            Ok((column.clone(), data_type))
-        });
-        columns.collect()
-    }
-
-    /// The ids of some cells, in the order asked for.
-    ///
-    /// # Errors
-    /// When a cell index is out of range or a shard cannot be read.
-    pub fn cell_ids(&self, cells: &[u64]) -> Result<Vec<String>> {
-        let mut by_group: HashMap<usize, Vec<(usize, usize)>> = HashMap::new();
-        for (place, &cell) in cells.iter().enumerate() {
-            let group = self.row_groups.partition_point(|g| g.first_cell <= cell);
-            if group == 0 || cell >= self.n_cells() {
-                return Err(Error::internal(format!(
-                    "cell {cell} asked of a corpus of {} cells",
-                    self.n_cells()
-                )));
-            }
-            let row = cell - self.row_groups[group - 1].first_cell;
-            by_group
-                .entry(group - 1)
-                .or_default()
-                .push((place, row as usize));
-        }
-        let mut ids = vec![String::new(); cells.len()];
-        for (group, wanted) in by_group {
-            let mut names: Vec<String> = Vec::new();
-            self.scan(group, &["cell_id"], 8192, |batch| {
-                let column = batch.column(0).as_string_opt::<i32>();
-                let column = column.ok_or("column `cell_id` is not a string")?;
-                names.extend(column.iter().map(|id| id.unwrap_or_default().to_owned()));
-                Ok(())
-            })?;
-            for (place, row) in wanted {
-                ids[place].clone_from(&names[row]);
-            }
-        }
-        Ok(ids)
-    }
-
     /// Decodes the cells of a row group, or only its `chosen` rows (ascending).
     ///
     /// # Errors
     /// When the shard cannot be read or holds something else than the format says.
     pub fn read_block(&self, row_group: usize, chosen: Option<&[u32]>) -> Result<Block> {
-        let group = self.row_groups[row_group];
         let mut block = Block::default();
-        let mut first = 0_u32;
-        let mut local = Vec::new();
-        self.scan(row_group, &["genes", "values"], DECODE_CELLS, |batch| {
-            let last = first + batch.num_rows() as u32;
-            let rows = chosen.map(|rows| {
-                let from = rows.partition_point(|&r| r < first);
-                let to = rows.partition_point(|&r| r < last);
-                local.clear();
-                local.extend(rows[from..to].iter().map(|r| r - first));
-                local.as_slice()
-            });
-            if first == 0 {
-                let kept = chosen.map_or(group.rows as usize, <[u32]>::len);
-                let per_cell =
-                    batch.column(0).to_data().child_data()[0].len() / batch.num_rows().max(1);
-                block.reserve(kept, kept * per_cell * 9 / 8);
-            }
-            first = last;
-            block.append(batch.column(0), batch.column(1), rows)
+        let mut buffer = CellBuffer::default();
+        let (kind, n_genes) = (self.value_kind(), self.manifest.genes.n);
+        self.read_cells(row_group, chosen, &mut |row, cell| {
+            let unpacked = match cell {
+                Decoded::Lists(genes, values) => {
+                    block.push(genes, values);
+                    return Ok(());
+                }
+                Decoded::Packed(genes, values) => {
+                    packed::unpack(genes, values, n_genes, kind, &mut buffer)
+                }
+                Decoded::Fault(problem) => Err(problem),
+            };
+            unpacked.map_err(|problem| self.cell_error(row_group, row, &problem))?;
+            block.push(&buffer.genes, &buffer.values);
+            Ok(())
         })?;
-        let n_genes = self.manifest.genes.n;
-        if let Some(gene) = block.max_gene().filter(|&g| g >= n_genes) {
-            return Err(self.shard_error(
-                row_group,
-                format!("gene index {gene}, but the gene table has {n_genes} genes"),
-            ));
-        }
         Ok(block)
+    }
+
+    /// Decodes the cells of a row group, or only its `chosen` rows (ascending), into packed bytes. Cells
+    /// that cannot be used are kept as faults; those of the packed layout are checked when they are
+    /// unpacked.
+    ///
+    /// # Errors
+    /// When the row group cannot be read as a whole.
+    pub fn read_packed(&self, row_group: usize, chosen: Option<&[u32]>) -> Result<PackedBlock> {
+        let mut block = PackedBlock::default();
+        let kind = self.value_kind();
+        let rows = self.row_groups[row_group].rows as usize;
+        block.reserve(chosen.map_or(rows, <[u32]>::len));
+        self.read_cells(row_group, chosen, &mut |_, cell| {
+            match cell {
+                Decoded::Lists(genes, values) => block.push(genes, values, kind),
+                Decoded::Packed(genes, values) => block.push_packed(genes, values),
+                Decoded::Fault(problem) => block.push_fault(problem),
+            }
+            Ok(())
+        })?;
+        block.shrink();
+        Ok(block)
+    }
+
+    /// Hands the cells of a row group to `each`, with their rows in it.
+    fn read_cells(
+        &self,
+        row_group: usize,
+        chosen: Option<&[u32]>,
+        each: &mut dyn FnMut(u32, Decoded<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let mut first = 0_u32;
+        let mut buffer = CellBuffer::default();
+        let mut failure = None;
+        self.scan(row_group, &self.decoder.columns(), DECODE_CELLS, |batch| {
+            let last = first + batch.num_rows() as u32;
+            let all: Vec<u32>;
+            let rows = match chosen {
+                None => {
+                    all = (first..last).collect();
+                    &all
+                }
+                Some(rows) => {
+                    &rows[rows.partition_point(|&r| r < first)..rows.partition_point(|&r| r < last)]
+                }
+            };
+            let mut places = rows.iter();
+            let wanted = rows.iter().map(|row| (row - first) as usize);
+            self.decoder.cells(batch, wanted, &mut buffer, |cell| {
+                let row = places.next().copied().unwrap_or(last);
+                if failure.is_none() {
+                    failure = each(row, cell).err();
+                }
+            })?;
+            first = last;
+            Ok(())
+        })?;
+        failure.map_or(Ok(()), Err)
     }
 
     /// Runs over the record batches of some columns of a row group, in the order of `columns`.
@@ -362,20 +317,38 @@ impl Corpus {
         self.storage.hash(name)
     }
 
+    /// An error about one cell of a row group.
+    pub(crate) fn cell_error(&self, row_group: usize, row: u32, problem: &str) -> Error {
+        let cell = self.row_groups[row_group].first_cell + u64::from(row);
+        // The ids may be damaged too: the row says enough.
+        let id = self.cell_ids(&[cell]).ok().and_then(|mut ids| ids.pop());
+        let id = id.map_or_else(String::new, |id| format!(" (cell `{id}`)"));
+        self.shard_error(row_group, format!("row {row}{id} {problem}"))
+    }
+
     pub(crate) fn shard_error(&self, row_group: usize, problem: String) -> Error {
         let group = self.row_groups[row_group];
         let path = self.storage.path(&self.manifest.shards[group.shard].path);
         Error::corpus(&path, format!("row group {}", group.index), problem)
     }
 
-    fn footer(&self, row_group: usize) -> Result<&ArrowReaderMetadata> {
+    pub(super) fn footer(&self, row_group: usize) -> Result<&ArrowReaderMetadata> {
         let shard = self.row_groups[row_group].shard;
         if let Some(footer) = self.footers[shard].get() {
             return Ok(footer);
         }
         let entry = &self.manifest.shards[shard];
         let path = self.storage.path(&entry.path);
-        let footer = read_footer(&self.storage, &entry.path, entry.bytes)?;
+        let Footer {
+            metadata: footer,
+            blake3,
+        } = Footer::read(&self.storage, &entry.path, entry.bytes)?;
+        if let Some(expected) = entry.footer_blake3.as_ref().filter(|e| **e != blake3) {
+            let problem = format!(
+                "its hash is {blake3}, the manifest says {expected}\nhelp: the file was changed since it was indexed; run `scpeft-data index` again"
+            );
+            return Err(Error::corpus(&path, "footer", problem));
+        }
         let found: Vec<i64> = footer
             .metadata()
             .row_groups()
@@ -396,35 +369,6 @@ impl Corpus {
             return Err(Error::corpus(&path, "footer", problem));
         }
         Ok(self.footers[shard].get_or_init(|| footer))
-    }
-}
-
-/// Bytes at the end of a file that hold the footer of most: it is fetched together with them.
-const FOOTER_GUESS: u64 = 64 * 1024;
-
-/// Reads the footer of a Parquet file of a known size.
-pub(crate) fn read_footer(storage: &Storage, name: &str, size: u64) -> Result<ArrowReaderMetadata> {
-    let path = storage.path(name);
-    let fail = |e: ParquetError| Error::corpus(&path, "footer", e.to_string());
-    let mut wanted = FOOTER_GUESS.min(size);
-    loop {
-        let range = size - wanted..size;
-        let tail = storage.fetch(name, std::slice::from_ref(&range))?;
-        let tail = tail.into_iter().next().unwrap_or_default();
-        let mut reader = ParquetMetaDataReader::new();
-        match reader.try_parse_sized(&tail, size) {
-            Ok(()) => {
-                let metadata = reader.finish().map_err(fail)?;
-                return ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-                    .map_err(fail);
-            }
-            Err(ParquetError::NeedMoreData(needed))
-                if needed as u64 > wanted && needed as u64 <= size =>
-            {
-                wanted = needed as u64;
-            }
-            Err(error) => return Err(fail(error)),
-        }
     }
 }
 
@@ -499,46 +443,4 @@ fn in_order(batch: &RecordBatch, columns: &[&str]) -> Result<RecordBatch, String
         })
         .collect();
     batch.project(&places?).map_err(|e| e.to_string())
-}
-
-fn append_codes(
-    array: &ArrayRef,
-    code_of: &HashMap<&str, i32>,
-    codes: &mut Vec<i32>,
-) -> Result<(), String> {
-    let unknown = |value: &str| format!("category `{value}` is not in the manifest");
-    match array.data_type() {
-        DataType::Dictionary(..) => {
-            let dictionary = array
-                .as_dictionary_opt::<Int32Type>()
-                .ok_or("dictionary keys are not int32")?;
-            let names = dictionary
-                .values()
-                .as_string_opt::<i32>()
-                .ok_or("dictionary is not of strings")?;
-            // A dictionary may hold entries that no cell of this row group has: they may be unknown.
-            let map: Vec<Option<i32>> = names
-                .iter()
-                .map(|name| name.and_then(|n| code_of.get(n).copied()))
-                .collect();
-            for key in dictionary.keys() {
-                codes.push(match key {
-                    None => -1,
-                    Some(key) => {
-                        map[key as usize].ok_or_else(|| unknown(names.value(key as usize)))?
-                    }
-                });
-            }
-        }
-        DataType::Utf8 => {
-            for value in array.as_string::<i32>() {
-                codes.push(match value {
-                    None => -1,
-                    Some(value) => *code_of.get(value).ok_or_else(|| unknown(value))?,
-                });
-            }
-        }
-        other => return Err(format!("is {other}, expected categories")),
-    }
-    Ok(())
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, Float32Array, ListArray, RecordBatch, StringArray, UInt16Array, UInt32Array,
+    ArrayRef, BinaryBuilder, Float32Array, ListArray, RecordBatch, StringArray, UInt16Array,
+    UInt32Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -14,6 +15,7 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use super::packed::{pack_genes, pack_values};
 use super::{
     FORMAT_VERSION, GENES, GeneFile, Layout, MANIFEST, Manifest, ObsColumn, ObsKind, Provenance,
     Shard, ValueKind,
@@ -55,6 +57,9 @@ impl Default for WriterOptions {
         }
     }
 }
+
+/// The column with the number of values of each cell: lengths are known without reading genes.
+pub(super) const N_STORED: &str = "n_stored";
 
 /// The values of some cells.
 #[derive(Debug, Clone)]
@@ -128,7 +133,7 @@ impl CorpusWriter {
         obs: Vec<(ObsColumn, DataType)>,
     ) -> Result<Self> {
         check_output(output, options)?;
-        let schema = shard_schema(value_kind, genes.len(), &obs);
+        let schema = shard_schema(options.profile, value_kind, genes.len(), &obs);
         let temp = temp_sibling(output, "tmp")?;
         let writer = Self {
             output: output.to_owned(),
@@ -194,7 +199,10 @@ impl CorpusWriter {
         let manifest = Manifest {
             format_version: FORMAT_VERSION,
             n_cells: self.shards.iter().map(|s| s.rows).sum(),
-            layout: Layout::List,
+            layout: match self.options.profile {
+                Profile::List => Layout::List,
+                Profile::Packed => Layout::Packed,
+            },
             root: None,
             value_kind: self.value_kind,
             label,
@@ -208,34 +216,34 @@ impl CorpusWriter {
             shards: std::mem::take(&mut self.shards),
             provenance,
         };
-        let path = self.temp.join(MANIFEST);
-        let mut text = serde_json::to_string_pretty(&manifest)
-            .map_err(|e| Error::internal(format!("manifest cannot be written as JSON: {e}")))?;
-        text.push('\n');
-        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-        sync(&path)?;
         sync(&self.temp.join("shards"))?;
-        sync(&self.temp)?;
-        self.move_into_place()?;
+        complete(&self.temp, &self.output, &manifest)?;
         self.finished = true;
         Ok(manifest)
     }
 
-    fn move_into_place(&self) -> Result<()> {
-        let old = temp_sibling(&self.output, "old")?;
-        let replaces = self.output.exists();
-        if replaces {
-            std::fs::rename(&self.output, &old).map_err(Error::io("move away", &self.output))?;
+    /// A folder of this writer's own, where another writer may put a part of the corpus for
+    /// [`CorpusWriter::adopt`].
+    pub(crate) fn part(&self, number: usize) -> PathBuf {
+        self.temp.join(format!("part-{number:05}"))
+    }
+
+    /// Takes over the shards of a part: a corpus of the same genes and columns. They follow those that
+    /// are here.
+    pub(crate) fn adopt(&mut self, part: &Path, manifest: &Manifest) -> Result<()> {
+        if let Some(shard) = self.open.take() {
+            self.close_shard(shard)?;
         }
-        std::fs::rename(&self.temp, &self.output)
-            .map_err(Error::io("rename into", &self.output))?;
-        if let Some(parent) = self.output.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync(parent)?;
+        for shard in &manifest.shards {
+            let name = format!("shards/part-{:05}.parquet", self.shards.len());
+            let (from, to) = (part.join(&shard.path), self.temp.join(&name));
+            std::fs::rename(&from, &to).map_err(Error::io("move", &from))?;
+            self.shards.push(Shard {
+                path: name,
+                ..shard.clone()
+            });
         }
-        if replaces {
-            std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
-        }
-        Ok(())
+        std::fs::remove_dir_all(part).map_err(Error::io("remove", part))
     }
 
     fn open_shard(&self) -> Result<OpenShard> {
@@ -276,6 +284,23 @@ impl CorpusWriter {
     }
 
     fn record_batch(&self, cells: &CellBatch) -> Result<RecordBatch> {
+        let (genes, values) = match self.options.profile {
+            Profile::List => self.lists(cells)?,
+            Profile::Packed => packed_columns(cells),
+        };
+        let lengths = cells.offsets.windows(2).map(|w| (w[1] - w[0]) as u32);
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from_iter_values(&cells.cell_ids)),
+            Arc::new(UInt32Array::from_iter_values(lengths)),
+            genes,
+            values,
+        ];
+        columns.extend(cells.obs.iter().cloned());
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(misfit)
+    }
+
+    /// Genes and values as lists.
+    fn lists(&self, cells: &CellBatch) -> Result<(ArrayRef, ArrayRef)> {
         let genes: ArrayRef = if narrow_genes(self.n_genes) {
             Arc::new(UInt16Array::from_iter_values(
                 cells.genes.iter().map(|&g| g as u16),
@@ -287,26 +312,45 @@ impl CorpusWriter {
             CellValues::Counts(v) => Arc::new(UInt32Array::from_iter_values(v.iter().copied())),
             CellValues::Lognorm(v) => Arc::new(Float32Array::from_iter_values(v.iter().copied())),
         };
-        let internal = |e: arrow::error::ArrowError| {
-            Error::internal(format!("cells do not fit the schema: {e}"))
-        };
-        let list = |array: ArrayRef| {
+        let list = |array: ArrayRef| -> Result<ArrayRef> {
             let offsets = OffsetBuffer::new(cells.offsets.clone().into());
-            ListArray::try_new(
-                Arc::new(item(array.data_type().clone())),
-                offsets,
-                array,
-                None,
-            )
+            let item = Arc::new(item(array.data_type().clone()));
+            let list = ListArray::try_new(item, offsets, array, None).map_err(misfit)?;
+            Ok(Arc::new(list))
         };
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from_iter_values(&cells.cell_ids)),
-            Arc::new(list(genes).map_err(internal)?),
-            Arc::new(list(values).map_err(internal)?),
-        ];
-        columns.extend(cells.obs.iter().cloned());
-        RecordBatch::try_new(self.schema.clone(), columns).map_err(internal)
+        Ok((list(genes)?, list(values)?))
     }
+}
+
+fn misfit(error: arrow::error::ArrowError) -> Error {
+    Error::internal(format!("cells do not fit the schema: {error}"))
+}
+
+/// Genes and values as packed bytes.
+fn packed_columns(cells: &CellBatch) -> (ArrayRef, ArrayRef) {
+    let rows = cells.offsets.len() - 1;
+    let mut genes = BinaryBuilder::with_capacity(rows, cells.genes.len() * 9 / 8);
+    let mut values = BinaryBuilder::with_capacity(rows, cells.genes.len() * 9 / 8);
+    let (mut packed, mut floats) = (Vec::new(), Vec::new());
+    for ends in cells.offsets.windows(2) {
+        let span = ends[0] as usize..ends[1] as usize;
+        packed.clear();
+        pack_genes(&cells.genes[span.clone()], &mut packed);
+        genes.append_value(&packed);
+        packed.clear();
+        match &cells.values {
+            CellValues::Counts(counts) => {
+                floats.clear();
+                floats.extend(counts[span].iter().map(|&count| count as f32));
+                pack_values(&floats, ValueKind::Counts, &mut packed);
+            }
+            CellValues::Lognorm(values) => {
+                pack_values(&values[span], ValueKind::Lognorm, &mut packed);
+            }
+        }
+        values.append_value(&packed);
+    }
+    (Arc::new(genes.finish()), Arc::new(values.finish()))
 }
 
 impl Drop for CorpusWriter {
@@ -317,6 +361,31 @@ impl Drop for CorpusWriter {
             let _ = std::fs::remove_dir_all(&self.temp);
         }
     }
+}
+
+/// Writes the manifest into the folder of a corpus that is complete otherwise, and moves the folder into its
+/// place.
+pub(crate) fn complete(temp: &Path, output: &Path, manifest: &Manifest) -> Result<()> {
+    let path = temp.join(MANIFEST);
+    let mut text = serde_json::to_string_pretty(manifest)
+        .map_err(|e| Error::internal(format!("manifest cannot be written as JSON: {e}")))?;
+    text.push('\n');
+    std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+    sync(&path)?;
+    sync(temp)?;
+    let old = temp_sibling(output, "old")?;
+    let replaces = output.exists();
+    if replaces {
+        std::fs::rename(output, &old).map_err(Error::io("move away", output))?;
+    }
+    std::fs::rename(temp, output).map_err(Error::io("rename into", output))?;
+    if let Some(parent) = output.parent().filter(|p| !p.as_os_str().is_empty()) {
+        sync(parent)?;
+    }
+    if replaces {
+        std::fs::remove_dir_all(&old).map_err(Error::io("remove", &old))?;
+    }
+    Ok(())
 }
 
 /// Refuses an output that exists, unless it may be replaced and is a corpus or an empty folder.
@@ -352,7 +421,12 @@ fn item(data_type: DataType) -> Field {
     Field::new("item", data_type, false)
 }
 
-fn shard_schema(value_kind: ValueKind, n_genes: usize, obs: &[(ObsColumn, DataType)]) -> SchemaRef {
+fn shard_schema(
+    profile: Profile,
+    value_kind: ValueKind,
+    n_genes: usize,
+    obs: &[(ObsColumn, DataType)],
+) -> SchemaRef {
     let gene = if narrow_genes(n_genes) {
         DataType::UInt16
     } else {
@@ -362,10 +436,15 @@ fn shard_schema(value_kind: ValueKind, n_genes: usize, obs: &[(ObsColumn, DataTy
         ValueKind::Counts => DataType::UInt32,
         ValueKind::Lognorm => DataType::Float32,
     };
+    let [genes, values] = match profile {
+        Profile::List => [gene, value].map(|of| DataType::List(Arc::new(item(of)))),
+        Profile::Packed => [DataType::Binary, DataType::Binary],
+    };
     let mut fields = vec![
         Field::new("cell_id", DataType::Utf8, false),
-        Field::new("genes", DataType::List(Arc::new(item(gene))), false),
-        Field::new("values", DataType::List(Arc::new(item(value))), false),
+        Field::new(N_STORED, DataType::UInt32, false),
+        Field::new("genes", genes, false),
+        Field::new("values", values, false),
     ];
     fields.extend(
         obs.iter()
@@ -377,19 +456,25 @@ fn shard_schema(value_kind: ValueKind, n_genes: usize, obs: &[(ObsColumn, DataTy
 /// Gene indices ascend, so their differences are small: delta packing halves the file against a
 /// dictionary. Values repeat, so they get a dictionary. Statistics of lists are of no use.
 fn properties(options: WriterOptions) -> WriterProperties {
-    let list = |name: &str| ColumnPath::new(vec![name.into(), "list".into(), "item".into()]);
-    WriterProperties::builder()
+    let path = |name: &str| match options.profile {
+        Profile::List => ColumnPath::new(vec![name.into(), "list".into(), "item".into()]),
+        Profile::Packed => ColumnPath::from(name),
+    };
+    let builder = WriterProperties::builder()
         .set_created_by(format!("scpeft-data {}", env!("CARGO_PKG_VERSION")))
         .set_compression(Compression::ZSTD(
             ZstdLevel::try_new(1).expect("1 is a zstd level"),
         ))
         .set_max_row_group_row_count(Some(options.row_group_cells))
-        .set_column_dictionary_enabled(list("genes"), false)
-        .set_column_encoding(list("genes"), Encoding::DELTA_BINARY_PACKED)
-        .set_column_statistics_enabled(list("genes"), EnabledStatistics::None)
-        .set_column_statistics_enabled(list("values"), EnabledStatistics::None)
-        .set_column_dictionary_enabled(ColumnPath::from("cell_id"), false)
-        .build()
+        .set_column_statistics_enabled(path("genes"), EnabledStatistics::None)
+        .set_column_statistics_enabled(path("values"), EnabledStatistics::None)
+        .set_column_dictionary_enabled(path("genes"), false)
+        .set_column_dictionary_enabled(ColumnPath::from("cell_id"), false);
+    match options.profile {
+        Profile::List => builder.set_column_encoding(path("genes"), Encoding::DELTA_BINARY_PACKED),
+        Profile::Packed => builder.set_column_dictionary_enabled(path("values"), false),
+    }
+    .build()
 }
 
 /// A hidden name next to the output, on the same file system.

@@ -32,7 +32,7 @@ pub use values::ValuesOption;
 
 use values::Numbers;
 
-use crate::corpus::{Provenance, SourceFile, ValueKind, WriterOptions};
+use crate::corpus::{Profile, Provenance, SourceFile, ValueKind, WriterOptions};
 use crate::{Error, Result};
 
 /// Which matrix of a file is imported.
@@ -139,6 +139,10 @@ pub fn import(options: &ImportOptions, progress: &mut dyn FnMut(u64, u64)) -> Re
     let scratch = Scratch::new(&options.output)?;
     let staged = ImportOptions {
         output: scratch.path().join("staged"),
+        writer: WriterOptions {
+            profile: Profile::List,
+            ..options.writer
+        },
         ..options.clone()
     };
     run::run(&staged, progress)?;

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Rows read at a time when a whole column is looked through.
 const SCAN_ROWS: usize = 65_536;
 /// Names of the other columns of a shard.
-const RESERVED: [&str; 3] = ["cell_id", "genes", "values"];
+const RESERVED: [&str; 4] = ["cell_id", "n_stored", "genes", "values"];
 /// A column with more different texts than this is text, unless it is asked for as categories.
 const MOST_CATEGORIES: usize = 100_000;
 
@@ -335,14 +335,18 @@ impl Merged {
         };
         let column = &part.column;
         Ok(match self.data_type {
-            DataType::Utf8 => Arc::new(StringArray::from_iter(frame.texts(column, rows)?)),
+            DataType::Utf8 => Arc::new(
+                frame
+                    .texts(column, rows)?
+                    .into_iter()
+                    .collect::<StringArray>(),
+            ),
             DataType::Float32 => {
                 let numbers = frame.numbers(column, rows)?.into_iter();
-                Arc::new(Float32Array::from_iter(
-                    numbers.map(|n| n.map(|n| n as f32)),
-                ))
+                let narrow = numbers.map(|n| n.map(|n| n as f32));
+                Arc::new(narrow.collect::<Float32Array>())
             }
-            _ => Arc::new(Float64Array::from_iter(frame.numbers(column, rows)?)),
+            _ => Arc::new(Float64Array::from(frame.numbers(column, rows)?)),
         })
     }
 }

@@ -81,7 +81,7 @@ impl Shape {
         let mut columns: Vec<Builder> = self.types.iter().map(Builder::new).collect();
         for record in records {
             let mut bytes = Bytes(record);
-            ids.push(bytes.text()??.to_owned());
+            ids.push(bytes.text()?.0?.to_owned());
             let n = bytes.u32()? as usize;
             bytes.numbers(n, &mut genes)?;
             bytes.numbers(n, &mut values)?;
@@ -177,6 +177,9 @@ fn put_value(out: &mut Vec<u8>, array: &ArrayRef, row: usize, data_type: &DataTy
     Ok(())
 }
 
+/// A text, which may be missing.
+struct Text<'a>(Option<&'a str>);
+
 /// The rest of a record.
 struct Bytes<'a>(&'a [u8]);
 
@@ -195,13 +198,13 @@ impl<'a> Bytes<'a> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// A text, which may be missing.
-    fn text(&mut self) -> Option<Option<&'a str>> {
+    fn text(&mut self) -> Option<Text<'a>> {
         match self.u32()? {
-            MISSING => Some(None),
-            length => std::str::from_utf8(self.take(length as usize)?)
-                .ok()
-                .map(Some),
+            MISSING => Some(Text(None)),
+            length => {
+                let text = std::str::from_utf8(self.take(length as usize)?).ok();
+                text.map(|text| Text(Some(text)))
+            }
         }
     }
 
@@ -249,7 +252,7 @@ impl Builder {
 
     fn read(&mut self, bytes: &mut Bytes<'_>) -> Option<()> {
         match self {
-            Self::Texts(texts) => texts.push(bytes.text()?.map(str::to_owned)),
+            Self::Texts(texts) => texts.push(bytes.text()?.0.map(str::to_owned)),
             Self::Singles(numbers) => {
                 let number = f32::from_le_bytes(bytes.array()?);
                 numbers.push((!number.is_nan()).then_some(number));

@@ -152,7 +152,7 @@ impl Job<'_> {
             let hashes = scope.spawn(|| hashing::hash_files(&files, &stop));
             let mut told = |done| progress(done, total);
             let written = match self.write_all(sink, scratch.path(), &mut told) {
-                Ok(written) => self.reorder(written, cells as u64, &mut told),
+                Ok(written) => Self::reorder(written, cells as u64, &mut told),
                 Err(error) => Err(error),
             };
             if written.is_err() {
@@ -294,12 +294,7 @@ impl Job<'_> {
     }
 
     /// The second pass of a shuffle: sorts on another thread, writes on this one.
-    fn reorder(
-        &self,
-        mut written: Written,
-        cells: u64,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<Written> {
+    fn reorder(mut written: Written, cells: u64, progress: &mut dyn FnMut(u64)) -> Result<Written> {
         let Some(shuffle) = written.shuffle.take() else {
             return Ok(written);
         };

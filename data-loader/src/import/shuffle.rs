@@ -260,11 +260,11 @@ mod tests {
         let shape = Shape::new(ValueKind::Counts, types);
         let mut shuffle = Shuffle::new(seed, shape, dir.path(), expected).unwrap();
         for cell in 0..cells {
-            let note = (cell % 3 != 0).then(|| format!("note {cell}"));
+            let note = (!cell.is_multiple_of(3)).then(|| format!("note {cell}"));
             let obs: Vec<ArrayRef> = vec![
                 Arc::new(StringArray::from(vec![note])),
                 Arc::new(Float64Array::from(vec![
-                    (cell % 2 == 0).then_some(f64::from(cell)),
+                    cell.is_multiple_of(2).then_some(f64::from(cell)),
                 ])),
             ];
             let batch = CellBatch {
@@ -310,9 +310,9 @@ mod tests {
                 assert_eq!(batch.offsets[row + 1] - batch.offsets[row], 2);
                 assert_eq!(batch.genes[2 * row..2 * row + 2], [cell % 7, 100_000]);
                 assert_eq!(values[2 * row..2 * row + 2], [1, cell * 1000]);
-                let note = (cell % 3 != 0).then(|| format!("note {cell}"));
+                let note = (!cell.is_multiple_of(3)).then(|| format!("note {cell}"));
                 assert_eq!(texts.iter().nth(row).unwrap(), note.as_deref());
-                let number = (cell % 2 == 0).then_some(f64::from(cell));
+                let number = cell.is_multiple_of(2).then_some(f64::from(cell));
                 assert_eq!(numbers.iter().nth(row).unwrap(), number);
             }
         }

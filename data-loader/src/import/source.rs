@@ -111,7 +111,7 @@ impl Source {
     pub(super) fn sample(&self) -> Result<Numbers> {
         match &self.matrix {
             Entries::Hdf5(file, matrix) => matrix.sample(file),
-            Entries::Mtx(mtx) => mtx.sample(),
+            Entries::Mtx(mtx) => Ok(mtx.sample()),
         }
     }
 

@@ -277,10 +277,7 @@ mod tests {
         assert_eq!([count(1, 0), count(1, 1), count(1, 2)], [21, 3, 6]);
         assert_eq!([count(0, 0), count(0, 1), count(0, 2)], [70, 10, 20]);
         assert_eq!(parts, split.deal(&strata));
-        let other = SplitOptions {
-            seed: 5,
-            ..split.clone()
-        };
+        let other = SplitOptions { seed: 5, ..split };
         assert_ne!(parts, other.deal(&strata));
     }
 

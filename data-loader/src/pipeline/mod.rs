@@ -10,12 +10,14 @@
 
 mod domains;
 mod plan;
+mod source;
 mod stream;
 mod window;
 mod worker;
 
 use std::sync::Arc;
 
+pub use source::{Corrupt, SkippedCell};
 pub use stream::EpochStream;
 
 use crate::corpus::Corpus;
@@ -24,6 +26,7 @@ use crate::sampler::{Sampler, WeightTable, class_balanced_weights};
 use crate::tokenize::Tokenizer;
 use crate::{Error, Result};
 use domains::Domains;
+use source::Source;
 
 /// When masks are drawn anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub struct LoaderOptions {
     /// alone. Each domain's last micro-batch of an epoch may be short; a global batch is then a fixed
     /// number of micro-batches, not of cells.
     pub domain_column: Option<String>,
+    /// What is done about damaged cells.
+    pub corrupt: Corrupt,
 }
 
 impl Default for LoaderOptions {
@@ -88,6 +93,7 @@ impl Default for LoaderOptions {
             sampler: Sampler::Uniform,
             batch_column: None,
             domain_column: None,
+            corrupt: Corrupt::Fail,
         }
     }
 }
@@ -98,7 +104,7 @@ pub struct Loader {
 }
 
 struct Shared {
-    corpus: Arc<Corpus>,
+    source: Source,
     selection: Selection,
     tokenizer: Arc<dyn Tokenizer>,
     options: LoaderOptions,
@@ -141,7 +147,7 @@ impl Loader {
         let micro_cells = options.micro_batch_cells;
         let domains = domains.map(|codes| Domains::new(codes, &selection, micro_cells));
         let shared = Shared {
-            corpus,
+            source: Source::new(corpus, options.corrupt),
             selection,
             tokenizer,
             options,
@@ -163,6 +169,11 @@ impl Loader {
     /// Cells in the selection.
     pub fn cells(&self) -> u64 {
         self.shared.selection.cells()
+    }
+
+    /// The cells that were left out so far because they are damaged, by index.
+    pub fn skipped(&self) -> Vec<SkippedCell> {
+        self.shared.source.skipped()
     }
 
     /// The steps of an epoch from `first_batch` on. Nothing before it is read.
@@ -195,9 +206,13 @@ impl Shared {
             seed: self.options.seed,
             shuffle: self.options.shuffle,
         };
-        match &self.weights {
-            None => EpochOrder::new(&self.selection, options, epoch),
-            Some(weights) => EpochOrder::sampled(&self.selection, options, epoch, weights),
+        match (&self.weights, &self.options.sampler) {
+            (Some(weights), _) => EpochOrder::sampled(&self.selection, options, epoch, weights),
+            (None, Sampler::Stratified(codes)) => {
+                EpochOrder::stratified(&self.selection, options, epoch, codes.clone())
+                    .expect("codes were counted when the loader was made")
+            }
+            (None, _) => EpochOrder::new(&self.selection, options, epoch),
         }
     }
 }
@@ -225,7 +240,11 @@ fn weights(
     options: &LoaderOptions,
     labels: Option<&[i32]>,
 ) -> Result<Option<WeightTable>> {
-    if options.sampler != Sampler::Uniform && options.domain_column.is_some() {
+    let draws = matches!(
+        options.sampler,
+        Sampler::ClassBalanced | Sampler::Weighted(_)
+    );
+    if draws && options.domain_column.is_some() {
         return Err(Error::options(
             "micro-batches of one domain need each cell once, but cells are to be drawn with replacement",
             "choose the uniform sampler, or leave the domain column out",
@@ -233,6 +252,13 @@ fn weights(
     }
     match &options.sampler {
         Sampler::Uniform => Ok(None),
+        Sampler::Stratified(codes) => {
+            let order = OrderOptions {
+                seed: 0,
+                shuffle: Shuffle::Sequential,
+            };
+            EpochOrder::stratified(selection, order, 0, codes.clone()).map(|_| None)
+        }
         Sampler::Weighted(weights) => WeightTable::new(weights, selection.cells()).map(Some),
         Sampler::ClassBalanced => {
             let (Some(column), Some(labels)) = (&options.label_column, labels) else {

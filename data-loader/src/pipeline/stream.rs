@@ -136,7 +136,9 @@ impl EpochStream {
                 let (batch, done) = self.done.recv().map_err(|_| lost())??;
                 self.ready.insert((batch, done.index), done);
             }
-            micro.extend(self.ready.remove(&(batch, index)));
+            let done = self.ready.remove(&(batch, index));
+            // One whose cells were all skipped has nothing to say.
+            micro.extend(done.filter(|micro| micro.rows > 0));
         }
         Ok(StepBatches {
             epoch: self.epoch,

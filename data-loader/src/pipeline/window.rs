@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::source::Source;
 use super::worker::Job;
-use crate::corpus::{Block, Corpus};
+use crate::corpus::{CellBuffer, PackedBlock};
 use crate::order::{CellRef, EpochOrder, SelectedGroup};
 use crate::{Error, Result};
 
@@ -15,18 +16,14 @@ pub(super) struct Window {
     members: Vec<(SelectedGroup, Slot)>,
 }
 
-type Slot = OnceLock<Result<Block, Arc<Error>>>;
+type Slot = OnceLock<Result<PackedBlock, Arc<Error>>>;
 
 impl Window {
-    pub(super) fn block(&self, corpus: &Corpus, member: usize) -> Result<&Block> {
+    pub(super) fn block(&self, source: &Source, member: usize) -> Result<&PackedBlock> {
         let (group, slot) = &self.members[member];
-        slot.get_or_init(|| {
-            corpus
-                .read_block(group.row_group, group.chosen.as_deref())
-                .map_err(Arc::new)
-        })
-        .as_ref()
-        .map_err(|e| Error::Shared(e.clone()))
+        slot.get_or_init(|| source.read(group).map_err(Arc::new))
+            .as_ref()
+            .map_err(|e| Error::Shared(e.clone()))
     }
 }
 
@@ -97,15 +94,12 @@ impl Windows {
     }
 }
 
-/// Genes and values of some cells.
-type Copies = Result<Vec<(Vec<u32>, Vec<f32>)>, Arc<Error>>;
-
 /// Some cells of a window that wait for others of their domain. They are copied out of the window as
 /// soon as a thread comes to it, so that they do not keep its blocks in memory.
 pub(super) struct Carried {
     cells: Vec<CellRef>,
     window: Mutex<Option<Arc<Window>>>,
-    copies: OnceLock<Copies>,
+    copies: OnceLock<Result<PackedBlock, Arc<Error>>>,
 }
 
 impl Carried {
@@ -118,20 +112,20 @@ impl Carried {
     }
 
     /// Copies the cells, once. An error is met again by the job that needs them.
-    pub(super) fn copy(&self, corpus: &Corpus) -> &Copies {
-        self.copies.get_or_init(|| {
+    pub(super) fn copy(&self, source: &Source) -> Result<&PackedBlock> {
+        let copies = self.copies.get_or_init(|| {
             let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
             let window = window
                 .take()
                 .ok_or_else(|| Error::internal("cells were copied out of their window twice"))?;
-            let copy = |at: &CellRef| {
-                let block = window.block(corpus, at.member as usize)?;
-                let (genes, values) = block.cell(at.place as usize);
-                Ok((genes.to_vec(), values.to_vec()))
-            };
-            let copies: Result<_> = self.cells.iter().map(copy).collect();
-            copies.map_err(Arc::new)
-        })
+            let mut copies = PackedBlock::default();
+            for at in &self.cells {
+                let block = window.block(source, at.member as usize)?;
+                copies.push_from(block, at.place as usize);
+            }
+            Ok(copies)
+        });
+        copies.as_ref().map_err(|e| Error::Shared(e.clone()))
     }
 }
 
@@ -169,18 +163,21 @@ impl Part {
         }
     }
 
-    /// Genes and values of a cell.
-    pub(super) fn expression(&self, place: usize, corpus: &Corpus) -> Result<(&[u32], &[f32])> {
-        match self {
+    /// Unpacks a cell into `buffer`. Returns whether it can be used.
+    pub(super) fn unpack(
+        &self,
+        place: usize,
+        source: &Source,
+        buffer: &mut CellBuffer,
+    ) -> Result<bool> {
+        let (block, row, cell) = match self {
             Self::Range(window, _) | Self::Places(window, _) => {
                 let at = window.cells[place];
-                let block = window.block(corpus, at.member as usize)?;
-                Ok(block.cell(at.place as usize))
+                let block = window.block(source, at.member as usize)?;
+                (block, at.place as usize, at.cell)
             }
-            Self::Carried(carried, _) => match carried.copy(corpus) {
-                Ok(copies) => Ok((&copies[place].0, &copies[place].1)),
-                Err(error) => Err(Error::Shared(error.clone())),
-            },
-        }
+            Self::Carried(carried, _) => (carried.copy(source)?, place, carried.cells[place].cell),
+        };
+        source.unpack(block, row, cell, buffer)
     }
 }

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::Shared;
 use super::window::{Carried, Part, Window};
 use crate::batch::MicroBatch;
+use crate::corpus::CellBuffer;
 use crate::tokenize::{Cell, CellKey, CellTokenizer, Tokens};
 use crate::{Error, Result};
 
@@ -43,12 +44,13 @@ impl Worker {
         let tokenizer = self.shared.tokenizer.clone();
         let mut cells = tokenizer.worker();
         let mut tokens = Tokens::default();
+        let mut buffer = CellBuffer::default();
         while let Ok(job) = self.queue.recv() {
             if self.cancelled.load(Ordering::Relaxed) {
                 return;
             }
             let done = catch_unwind(AssertUnwindSafe(|| {
-                self.work(job, cells.as_mut(), &mut tokens)
+                self.work(job, cells.as_mut(), &mut tokens, &mut buffer)
             }));
             let done = done.unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
@@ -74,15 +76,16 @@ impl Worker {
         job: Job,
         cells: &mut dyn CellTokenizer,
         tokens: &mut Tokens,
+        buffer: &mut CellBuffer,
     ) -> Result<Option<(u64, MicroBatch)>> {
         match job {
             // An error of a hint is met again by the job that needs the cells.
             Job::Decode { window, member } => {
-                let _ = window.block(&self.shared.corpus, member);
+                let _ = window.block(&self.shared.source, member);
                 Ok(None)
             }
             Job::Carry(carried) => {
-                carried.copy(&self.shared.corpus);
+                let _ = carried.copy(&self.shared.source);
                 Ok(None)
             }
             Job::Micro {
@@ -91,7 +94,7 @@ impl Worker {
                 domain,
                 parts,
             } => {
-                let micro = self.micro_batch(&parts, cells, tokens)?;
+                let micro = self.micro_batch(&parts, cells, tokens, buffer)?;
                 let micro = MicroBatch {
                     index,
                     domain,
@@ -107,6 +110,7 @@ impl Worker {
         parts: &[Part],
         tokenizer: &mut dyn CellTokenizer,
         tokens: &mut Tokens,
+        buffer: &mut CellBuffer,
     ) -> Result<MicroBatch> {
         tokens.clear();
         let mut ids = Vec::with_capacity(parts.iter().map(Part::len).sum());
@@ -114,9 +118,15 @@ impl Worker {
         for part in parts {
             for place in part.places() {
                 let at = part.cell(place);
-                let (genes, values) = part.expression(place, &self.shared.corpus)?;
+                if !part.unpack(place, &self.shared.source, buffer)? {
+                    continue;
+                }
+                let cell = Cell {
+                    genes: &buffer.genes,
+                    values: &buffer.values,
+                };
                 let key = CellKey::new(at.cell, self.mask_epoch, at.occurrence);
-                empty += u64::from(!tokenizer.tokenize(Cell { genes, values }, key, tokens));
+                empty += u64::from(!tokenizer.tokenize(cell, key, tokens));
                 ids.push(at.cell);
             }
         }

@@ -44,7 +44,7 @@ pub struct Tokens {
     pub ids: Vec<i32>,
     /// Values, masked.
     pub values: Vec<f32>,
-    /// Values before masking.
+    /// Values before masking; empty when none of them is masked.
     pub targets: Vec<f32>,
     ends: Vec<usize>,
 }
@@ -77,11 +77,15 @@ impl Tokens {
         self.ends.clear();
     }
 
-    /// Ends the sequence whose ids and values were pushed: its targets are its values so far.
+    /// Ends the sequence whose ids and values were pushed.
     pub fn end_row(&mut self) {
+        self.ends.push(self.ids.len());
+    }
+
+    /// Takes the values so far for targets, before some of the last sequence are masked.
+    pub fn keep_targets(&mut self) {
         self.targets
             .extend_from_slice(&self.values[self.targets.len()..]);
-        self.ends.push(self.ids.len());
     }
 }
 

@@ -250,61 +250,102 @@ struct Worker<'a> {
 impl CellTokenizer for Worker<'_> {
     fn tokenize(&mut self, cell: Cell<'_>, key: CellKey, out: &mut Tokens) -> bool {
         let owner = self.owner;
-        self.ids.clear();
-        self.values.clear();
-        for (&gene, &value) in cell.genes.iter().zip(cell.values) {
-            if let Some(id) = owner.genes.token(gene) {
-                self.ids.push(id);
-                self.values.push(value);
-            }
-        }
+        self.find_tokens(cell);
         let expressed = !self.ids.is_empty();
-        self.bin(key.cell);
         let seed = owner.options.seed;
+        // Bins do not depend on the epoch: a cell keeps them.
+        let mut binning = Rng::new(seed, Purpose::Binning, 0, key.cell);
         let mut sampling = Rng::new(seed, Purpose::GeneSample, 0, key.cell);
         let begin = out.ids.len();
-        if owner.options.include_zero_genes {
-            self.spread(cell);
+        if owner.integers && !owner.options.include_zero_genes {
+            self.learn_bins();
+            let (ids, values, binner) = (&self.ids, &self.values, &self.binner);
             self.sequencer
-                .push(&self.all_ids, &self.all_bins, &mut sampling, out);
+                .push_places(ids.len(), &mut sampling, out, |place| {
+                    let bin = binner.draw_count(place, values[place], &mut binning.clone());
+                    (ids[place], bin)
+                });
         } else {
-            self.sequencer
-                .push(&self.ids, &self.bins, &mut sampling, out);
+            self.bin(&mut binning);
+            if owner.options.include_zero_genes {
+                self.spread(cell);
+                self.sequencer
+                    .push(&self.all_ids, &self.all_bins, &mut sampling, out);
+            } else {
+                self.sequencer
+                    .push(&self.ids, &self.bins, &mut sampling, out);
+            }
         }
-        let mut masking = Rng::new(seed, Purpose::Mask, key.mask_epoch, key.cell);
-        mask_values(
-            &mut out.values[begin..],
-            self.mask,
-            &mut masking,
-            &mut self.drawn,
-        );
+        if owner.options.mask_ratio > 0.0 {
+            out.keep_targets();
+            let mut masking = Rng::new(seed, Purpose::Mask, key.mask_epoch, key.cell);
+            mask_values(
+                &mut out.values[begin..],
+                self.mask,
+                &mut masking,
+                &mut self.drawn,
+            );
+        }
         expressed
     }
 }
 
 impl Worker<'_> {
-    /// Bins `values` into `bins`. Bins do not depend on the epoch: a cell keeps them.
-    fn bin(&mut self, cell: u64) {
+    /// Takes the tokens and values of the genes that have a token.
+    fn find_tokens(&mut self, cell: Cell<'_>) {
+        let tokens = self.owner.genes.tokens();
+        let n = cell.genes.len();
+        self.ids.resize(n, 0);
+        self.values.resize(n, 0.0);
+        // Written at every step, kept when there is a token: no branch to mispredict.
+        let mut known = 0;
+        for (&gene, &value) in cell.genes.iter().zip(cell.values) {
+            let id = tokens[gene as usize];
+            self.ids[known] = id;
+            self.values[known] = value;
+            known += usize::from(id >= 0);
+        }
+        self.ids.truncate(known);
+        self.values.truncate(known);
+    }
+
+    /// Scales and logs a value.
+    fn transform(&self) -> impl Fn(f32) -> f32 + use<> {
         let options = &self.owner.options;
-        let mut draws = Rng::new(options.seed, Purpose::Binning, 0, cell);
         let factor = options.normalize_total.map_or(1.0, |target| {
-            size_factor(self.values.iter().map(|&v| f64::from(v)).sum(), target)
+            let sum = if self.owner.integers {
+                whole_sum(&self.values)
+            } else {
+                self.values.iter().map(|&v| f64::from(v)).sum()
+            };
+            size_factor(sum, target)
         });
         let log = options.log1p;
-        let transform = |v: f32| {
+        move |v| {
             let scaled = v / factor;
             if log { scaled.ln_1p() } else { scaled }
-        };
+        }
+    }
+
+    /// Prepares the bins of counts.
+    fn learn_bins(&mut self) {
+        let transform = self.transform();
+        self.binner.learn_counts(&self.values, transform);
+    }
+
+    /// Bins `values` into `bins`.
+    fn bin(&mut self, draws: &mut Rng) {
+        let transform = self.transform();
         self.bins.clear();
         self.bins.resize(self.values.len(), 0.0);
         if self.owner.integers {
             self.binner
-                .bin_counts(&self.values, transform, &mut draws, &mut self.bins);
+                .bin_counts(&self.values, transform, draws, &mut self.bins);
         } else {
             for value in &mut self.values {
                 *value = transform(*value);
             }
-            self.binner.bin(&self.values, &mut draws, &mut self.bins);
+            self.binner.bin(&self.values, draws, &mut self.bins);
         }
     }
 
@@ -327,6 +368,19 @@ impl Worker<'_> {
             self.all_bins.push(here.copied().unwrap_or(0.0));
         }
     }
+}
+
+/// The sum of whole numbers, which is exact in any order: several at a time.
+fn whole_sum(values: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let (groups, rest) = values.as_chunks::<LANES>();
+    let mut sums = [0.0_f64; LANES];
+    for group in groups {
+        for (sum, &value) in sums.iter_mut().zip(group) {
+            *sum += f64::from(value);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v)).sum::<f64>()
 }
 
 #[cfg(test)]

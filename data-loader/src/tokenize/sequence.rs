@@ -41,28 +41,45 @@ impl Sequencer {
         draws: &mut D,
         out: &mut Tokens,
     ) {
-        self.kept.clear();
+        let mut kept = std::mem::take(&mut self.kept);
+        kept.clear();
         let zeros = self.options.include_zero_genes;
-        self.kept
-            .extend((0..ids.len() as u32).filter(|&place| zeros || values[place as usize] != 0.0));
+        kept.extend((0..ids.len() as u32).filter(|&place| zeros || values[place as usize] != 0.0));
+        self.push_places(kept.len(), draws, out, |place| {
+            let place = kept[place] as usize;
+            (ids[place], values[place])
+        });
+        self.kept = kept;
+    }
+
+    /// Adds a sequence of `n` genes, of which `token` gives id and value. It is asked only for those
+    /// that fit.
+    pub(super) fn push_places<D: Draws + ?Sized>(
+        &mut self,
+        n: usize,
+        draws: &mut D,
+        out: &mut Tokens,
+        token: impl Fn(usize) -> (i32, f32),
+    ) {
         let room = self.options.max_len - usize::from(self.options.cls_id.is_some());
         if let Some(cls) = self.options.cls_id {
             out.ids.push(cls);
             out.values.push(0.0);
         }
-        if self.kept.len() > room {
-            draws.sample(self.kept.len(), room, &mut self.drawn);
-            let kept = &self.kept;
-            let places = self.drawn.iter().map(|&d| kept[d as usize] as usize);
-            out.ids.extend(places.clone().map(|p| ids[p]));
-            out.values.extend(places.map(|p| values[p]));
-        } else if self.kept.len() == ids.len() {
-            out.ids.extend_from_slice(ids);
-            out.values.extend_from_slice(values);
+        let begin = out.ids.len();
+        let length = n.min(room);
+        out.ids.resize(begin + length, 0);
+        out.values.resize(begin + length, 0.0);
+        let places = out.ids[begin..].iter_mut().zip(&mut out.values[begin..]);
+        if n > room {
+            draws.sample(n, room, &mut self.drawn);
+            for ((id, value), &place) in places.zip(&self.drawn) {
+                (*id, *value) = token(place as usize);
+            }
         } else {
-            out.ids.extend(self.kept.iter().map(|&p| ids[p as usize]));
-            out.values
-                .extend(self.kept.iter().map(|&p| values[p as usize]));
+            for (place, (id, value)) in places.enumerate() {
+                (*id, *value) = token(place);
+            }
         }
         out.end_row();
     }

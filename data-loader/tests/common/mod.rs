@@ -65,8 +65,8 @@ pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
     let (mut offsets, mut indices, mut values) = (vec![0], Vec::new(), Vec::new());
     for cell in 0..CELLS {
         let mut rng = Rng::new(11, Purpose::Split, 1, cell as u64);
-        for gene in (0..GENES).filter(|_| cell != 5) {
-            if rng.below(3) > 0 {
+        for gene in (0..GENES).filter(|&gene| cell != 5 || gene == 0) {
+            if rng.below(3) > 0 || cell == 5 {
                 indices.push(gene);
                 values.push(1 + rng.below(6) * rng.below(9));
             }

@@ -140,7 +140,7 @@ fn open_group(
         indices: array("indices")?,
         indptr: array("indptr")?,
     };
-    let matrix = Matrix::by_cells(file, (n_cells, n_features), place.clone(), sparse)?;
+    let matrix = Matrix::by_cells(file, (n_cells, n_features), place, sparse)?;
     let barcodes = array("barcodes")?;
     let texts = |name: &str| -> Result<Vec<String>> {
         let source = array(name)?;
@@ -156,9 +156,10 @@ fn open_group(
     }
     let features = if with_types {
         let types = texts("features/feature_type")?;
-        let genomes = match group.link_exists("features/genome") {
-            true => texts("features/genome")?,
-            false => vec![String::new(); n_features],
+        let genomes = if group.link_exists("features/genome") {
+            texts("features/genome")?
+        } else {
+            vec![String::new(); n_features]
         };
         zip_features(
             texts("features/id")?,

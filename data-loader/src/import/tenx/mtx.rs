@@ -84,8 +84,9 @@ impl Mtx {
         })
     }
 
-    pub(in crate::import) fn sample(&self) -> Result<Numbers> {
-        Ok(self.sample.clone())
+    /// The first values.
+    pub(in crate::import) fn sample(&self) -> Numbers {
+        self.sample.clone()
     }
 
     pub(in crate::import) fn stored(&self) -> usize {
@@ -284,7 +285,7 @@ fn skipped(line: &[u8]) -> bool {
 }
 
 fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|b| b.is_ascii_whitespace())
+    line.split(u8::is_ascii_whitespace)
         .filter(|w| !w.is_empty())
 }
 
