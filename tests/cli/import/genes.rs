@@ -2,7 +2,7 @@
 
 use tempfile::TempDir;
 
-use crate::{COUNTS, IDS, Imported, assert_fails, dense, import, run, texts};
+use crate::{COUNTS, GENES, IDS, Imported, assert_fails, dense, import, run, texts};
 
 fn symbols(imported: &Imported) -> Vec<String> {
     imported.corpus().genes().symbols.clone()

@@ -73,7 +73,8 @@ fn genes(
 /// Opens a 10x HDF5 file; `None` when it is none.
 pub(super) fn hdf5(file: &Hdf5, genome: Option<&str>) -> Result<Option<Source>> {
     let root = file.root();
-    if let Some(group) = hdf5::group(root, "matrix") {
+    let matrix = hdf5::group(root, "matrix").filter(|group| group.link_exists("barcodes"));
+    if let Some(group) = matrix {
         return open_group(file, &group, genome, true).map(Some);
     }
     let mut genomes = root.member_names().unwrap_or_default();
