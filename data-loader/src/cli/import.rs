@@ -16,9 +16,11 @@ const EXAMPLES: &str = "\
 Examples:
   One file, cells dealt out at random:
     scpeft-data import --input cells.h5ad --label cell_type --split train=.8,val=.1,test=.1 --output corpus
-  Three 10x samples, the genes that all have, whole samples held out, cells in random order:
+  Whole donors held out, cells written in random order:
+    scpeft-data import --input cells.h5ad --split train=.8,test=.2 --split-by donor --shuffle 0 --output corpus
+  Three 10x samples, with the genes that all have:
     scpeft-data import --input s1.h5 --input s2.h5 --input s3/filtered_feature_bc_matrix \\
-        --join intersection --split train=.5,test=.5 --split-by source --shuffle 0 --output corpus
+        --join intersection --output corpus
   Parts that the file names itself, counts from a layer:
     scpeft-data import --input cells.h5ad --layer counts --split-column fold --output corpus";
 
