@@ -25,6 +25,8 @@ pub enum Purpose {
     Domains = 8,
     /// In which order the lengths of a window come.
     Buckets = 9,
+    /// Where a cell comes in a corpus that is shuffled as it is written.
+    Import = 10,
     /// What synthetic cells hold.
     Synthesis = 12,
     /// Where the pattern of a stratified window begins.

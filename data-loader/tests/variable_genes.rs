@@ -82,7 +82,7 @@ fn write_h5ad(dir: &Path) -> PathBuf {
 
 fn imported(dir: &TempDir, input: &Path, name: &str, filter: FilterOptions) -> Corpus {
     let options = ImportOptions {
-        input: input.to_owned(),
+        inputs: vec![input.to_owned()],
         output: dir.path().join(name),
         batch: Some("sample.id".to_owned()),
         filter,
@@ -176,7 +176,7 @@ fn a_refusal_leaves_nothing_behind() {
     let dir = TempDir::new().unwrap();
     let input = write_h5ad(dir.path());
     let options = ImportOptions {
-        input,
+        inputs: vec![input],
         output: dir.path().join("corpus"),
         filter: FilterOptions {
             hvg: Some(HvgOptions {

@@ -8,9 +8,34 @@ use indicatif::{ProgressBar, ProgressStyle};
 use scpeft_data::corpus::{Profile, WriterOptions};
 use scpeft_data::hvg;
 use scpeft_data::import::{
-    self, FilterOptions, HvgOptions, ImportOptions, ImportReport, MatrixOption, SplitOptions,
-    ValuesOption,
+    self, FilterOptions, HvgOptions, ImportOptions, ImportReport, Join, JoinKey, MatrixOption,
+    SplitOptions, ValuesOption,
 };
+
+const EXAMPLES: &str = "\
+Examples:
+  One file, cells dealt out at random:
+    scpeft-data import --input cells.h5ad --label cell_type --split train=.8,val=.1,test=.1 --output corpus
+  Whole donors held out, cells written in random order:
+    scpeft-data import --input cells.h5ad --split train=.8,test=.2 --split-by donor --shuffle 0 --output corpus
+  Three 10x samples, with the genes that all have:
+    scpeft-data import --input s1.h5 --input s2.h5 --input s3/filtered_feature_bc_matrix \\
+        --join intersection --output corpus
+  Parts that the file names itself, counts from a layer:
+    scpeft-data import --input cells.h5ad --layer counts --split-column fold --output corpus";
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Joins {
+    Union,
+    Intersection,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Keys {
+    Auto,
+    Symbol,
+    Ensembl,
+}
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Values {
@@ -33,10 +58,12 @@ enum Profiles {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The .h5ad file
-    #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    /// An .h5ad file, a 10x .h5 file or a 10x folder (matrix.mtx, features.tsv, barcodes.tsv, also with
+    /// .gz); what it is is found out from what it holds. Repeat it to put several into one corpus
+    #[arg(long, value_name = "PATH", required = true)]
+    input: Vec<PathBuf>,
     /// The corpus folder to make
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -58,12 +85,16 @@ pub(crate) struct Args {
     /// What the values are
     #[arg(long, value_enum, default_value = "auto")]
     values: Values,
-    /// Deal the cells out to parts, in equal shares of each label, as obs column `split`
-    #[arg(long, value_name = "NAME=SHARE,...")]
-    split: Option<String>,
-    /// Seed of --split
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
-    split_seed: u64,
+    /// Take this genome of a 10x input that has several
+    #[arg(long, value_name = "NAME")]
+    genome: Option<String>,
+    #[command(flatten)]
+    join: JoinArgs,
+    #[command(flatten)]
+    split: SplitArgs,
+    /// Write the cells in a random order that this seed decides
+    #[arg(long, value_name = "SEED")]
+    shuffle: Option<u64>,
     /// How cells are stored: as lists that any Parquet reader understands, or packed, for speed
     #[arg(long, value_enum, default_value_t = Profiles::List)]
     profile: Profiles,
@@ -78,6 +109,41 @@ pub(crate) struct Args {
     overwrite: bool,
     #[command(flatten)]
     filter: FilterArgs,
+}
+
+/// Several inputs. Cell ids that occur in two of them get the name of their input. Obs columns are united;
+/// numbers that meet texts in a column become texts.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Several inputs")]
+struct JoinArgs {
+    /// Keep the genes of any input, or those that all inputs have
+    #[arg(long, value_enum, default_value = "union")]
+    join: Joins,
+    /// Name by which genes are the same; auto: the Ensembl id when every gene has one, else the symbol
+    #[arg(long, value_enum, default_value = "auto")]
+    gene_key: Keys,
+    /// Obs column that names the input of each cell [default: source, when there are several]
+    #[arg(long, value_name = "NAME")]
+    source_column: Option<String>,
+}
+
+/// Parts, always written as obs column `split`.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Parts, written as obs column `split`")]
+struct SplitArgs {
+    /// Deal the cells out to parts, in equal shares of each label
+    #[arg(long, value_name = "NAME=SHARE,...")]
+    split: Option<String>,
+    /// Seed of --split
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    split_seed: u64,
+    /// Obs column whose groups (donors, batches, perturbations) go to one part each, as a whole; shares
+    /// are then met as nearly as the groups allow
+    #[arg(long, value_name = "COLUMN", requires = "split")]
+    split_by: Option<String>,
+    /// Obs column that names the part of each cell
+    #[arg(long, value_name = "COLUMN", conflicts_with = "split")]
+    split_column: Option<String>,
 }
 
 /// Which genes and cells are kept: steps in this order.
@@ -136,9 +202,14 @@ impl FilterArgs {
 
 impl Args {
     fn options(&self) -> scpeft_data::Result<ImportOptions> {
-        let split = self.split.as_deref();
+        let split = self.split.split.as_deref();
+        let split = split.map(|text| SplitOptions::parse(text, self.split.split_seed));
+        let split = split.transpose()?.map(|split| SplitOptions {
+            by: self.split.split_by.clone(),
+            ..split
+        });
         Ok(ImportOptions {
-            input: self.input.clone(),
+            inputs: self.input.clone(),
             output: self.output.clone(),
             label: self.label.clone(),
             batch: self.batch.clone(),
@@ -153,9 +224,20 @@ impl Args {
                 Values::Counts => ValuesOption::Counts,
                 Values::Lognorm => ValuesOption::Lognorm,
             },
-            split: split
-                .map(|text| SplitOptions::parse(text, self.split_seed))
-                .transpose()?,
+            genome: self.genome.clone(),
+            join: match self.join.join {
+                Joins::Union => Join::Union,
+                Joins::Intersection => Join::Intersection,
+            },
+            gene_key: match self.join.gene_key {
+                Keys::Auto => JoinKey::Auto,
+                Keys::Symbol => JoinKey::Symbol,
+                Keys::Ensembl => JoinKey::Ensembl,
+            },
+            source_column: self.join.source_column.clone(),
+            split,
+            split_column: self.split.split_column.clone(),
+            shuffle: self.shuffle,
             filter: self.filter.options(),
             writer: WriterOptions {
                 profile: match self.profile {
@@ -175,7 +257,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.options()?;
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal {
-        bar()
+        bar(options.shuffle.is_some())
     } else {
         ProgressBar::hidden()
     };
@@ -188,9 +270,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bar() -> ProgressBar {
-    let style =
-        ProgressStyle::with_template("importing {bar:40} {pos}/{len} cells, {per_sec}, {eta} left");
+fn bar(shuffle: bool) -> ProgressBar {
+    let template = if shuffle {
+        "importing {bar:40} {pos}/{len} cells (each twice: dealt out, then written), {per_sec}, {eta} left"
+    } else {
+        "importing {bar:40} {pos}/{len} cells, {per_sec}, {eta} left"
+    };
+    let style = ProgressStyle::with_template(template);
     ProgressBar::no_length().with_style(style.expect("the template is well formed"))
 }
 

@@ -32,10 +32,15 @@ impl Panel {
     pub(super) fn choose(table: GeneTable, options: &ImportOptions) -> Result<Self> {
         let filter = &options.filter;
         if let Some(path) = &filter.genes_like {
-            return Self::like(&table, path, filter.allow_missing_genes, &options.input);
+            return Self::like(
+                &table,
+                path,
+                filter.allow_missing_genes,
+                options.first_input(),
+            );
         }
         if let Some(path) = &filter.vocab {
-            return Self::in_vocab(&table, path, &options.input);
+            return Self::in_vocab(&table, path, options.first_input());
         }
         Ok(Self {
             genes: table,

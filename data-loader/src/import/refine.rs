@@ -178,7 +178,7 @@ impl Chosen {
 
 fn nothing_left(options: &ImportOptions, problem: String, help: &str) -> Error {
     Error::Import {
-        path: options.input.clone(),
+        path: options.first_input().to_owned(),
         place: String::new(),
         problem,
         help: help.to_owned(),

@@ -1,5 +1,15 @@
-//! Dealing cells out to named parts, seeded, with the same shares in every label.
+//! Dealing cells out to named parts, seeded: with the same shares in every label, or by whole groups.
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, StringArray};
+use indexmap::IndexMap;
+use serde_json::{Value, json};
+
+use super::obs::Obs;
+use super::{ImportOptions, groups};
+use crate::corpus::{ObsColumn, ObsKind};
 use crate::rng::{Purpose, Rng};
 use crate::{Error, Result};
 
@@ -13,6 +23,9 @@ pub struct SplitOptions {
     pub parts: Vec<(String, f64)>,
     /// The seed.
     pub seed: u64,
+    /// The obs column whose groups go to one part each, as a whole. Without one, cells are dealt out
+    /// singly.
+    pub by: Option<String>,
 }
 
 impl SplitOptions {
@@ -52,21 +65,25 @@ impl SplitOptions {
                 "--split: the shares sum to {sum}, expected 1"
             )));
         }
-        Ok(Self { parts, seed })
+        Ok(Self {
+            parts,
+            seed,
+            by: None,
+        })
     }
 
     /// The part of each cell. Cells of the same stratum are dealt out together.
-    pub(crate) fn deal(&self, strata: &[i32]) -> Vec<i32> {
+    fn deal(&self, strata: &[i32]) -> Vec<u16> {
         let mut cells: Vec<u32> = (0..strata.len() as u32).collect();
         Rng::new(self.seed, Purpose::Split, 0, 0).shuffle(&mut cells);
         cells.sort_by_key(|&cell| strata[cell as usize]);
-        let mut parts = vec![0; strata.len()];
+        let mut parts = vec![0_u16; strata.len()];
         for stratum in cells.chunk_by(|&a, &b| strata[a as usize] == strata[b as usize]) {
             let mut rest = stratum;
             for (part, count) in self.counts(stratum.len()).into_iter().enumerate() {
                 let (now, later) = rest.split_at(count);
                 for &cell in now {
-                    parts[cell as usize] = part as i32;
+                    parts[cell as usize] = part as u16;
                 }
                 rest = later;
             }
@@ -93,6 +110,150 @@ impl SplitOptions {
         }
         counts
     }
+}
+
+/// A part is said to be off when it misses its share by more than this.
+const WORTH_SAYING: f64 = 0.05;
+
+/// The part of each cell, decided.
+pub(super) struct Parts {
+    pub(super) column: ObsColumn,
+    pub(super) names: ArrayRef,
+    of_cells: Vec<u16>,
+    /// What the manifest says about it.
+    pub(super) provenance: Value,
+}
+
+impl Parts {
+    /// What the options ask for; `None` when the corpus gets no column of its own.
+    pub(super) fn plan(obs: &Obs<'_>, options: &ImportOptions) -> Result<Option<Self>> {
+        match (&options.split, &options.split_column) {
+            (Some(_), Some(_)) => Err(Error::options(
+                "--split deals cells out, and --split-column takes parts that the file has: not both",
+                "leave one out",
+            )),
+            (Some(split), None) => Self::deal(split, obs, options).map(Some),
+            (None, Some(column)) => Self::named(column, obs),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn new(names: Vec<String>, of_cells: Vec<u16>, mut provenance: Value) -> Self {
+        let mut cells = vec![0_u64; names.len()];
+        for &part in &of_cells {
+            cells[part as usize] += 1;
+        }
+        let cells: IndexMap<&String, u64> = names.iter().zip(cells).collect();
+        provenance["cells"] = json!(cells);
+        Self {
+            names: Arc::new(StringArray::from_iter_values(&names)),
+            column: ObsColumn::new(SPLIT_COLUMN, ObsKind::Category, names),
+            of_cells,
+            provenance,
+        }
+    }
+
+    fn deal(split: &SplitOptions, obs: &Obs<'_>, options: &ImportOptions) -> Result<Self> {
+        let names: Vec<String> = split.parts.iter().map(|(name, _)| name.clone()).collect();
+        let shares: IndexMap<&str, f64> =
+            split.parts.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+        let mut provenance = json!({ "parts": shares, "seed": split.seed });
+        let Some(by) = &split.by else {
+            let label = options.label.as_ref().and_then(|name| obs.column(name));
+            let cells = obs.sources().iter().map(|s| s.cells).sum();
+            let strata = match label {
+                Some(label) => obs.codes(label)?,
+                None => vec![0; cells],
+            };
+            return Ok(Self::new(names, split.deal(&strata), provenance));
+        };
+        let (groups, codes) = full_column(by, obs, "--split-by")?;
+        let mut sizes = vec![0_u64; groups.len()];
+        for &code in &codes {
+            sizes[code as usize] += 1;
+        }
+        let shares: Vec<f64> = split.parts.iter().map(|(_, share)| *share).collect();
+        let Some(parts) = groups::deal(&sizes, &shares, split.seed) else {
+            let present = sizes.iter().filter(|&&n| n > 0).count();
+            return Err(Error::options(
+                format!(
+                    "--split-by {by}: there are {present} groups for the parts {}",
+                    crate::error::listed(&names)
+                ),
+                "a group goes to one part as a whole: ask for fewer parts, or choose a column with more groups",
+            ));
+        };
+        let off = groups::deviation(&parts, &sizes, &shares);
+        if off > WORTH_SAYING {
+            tracing::warn!(
+                "--split-by {by}: groups are large, a part misses its share by {:.0} % of all cells",
+                100.0 * off
+            );
+        }
+        let mut lists: IndexMap<&String, Vec<&String>> = IndexMap::new();
+        for (part, name) in names.iter().enumerate() {
+            let its = |&(group, _): &(usize, &String)| parts[group] == part && sizes[group] > 0;
+            let list = groups.iter().enumerate().filter(its).map(|(_, name)| name);
+            lists.insert(name, list.collect());
+        }
+        provenance["by"] = json!(by);
+        provenance["groups"] = json!(lists);
+        let of_cells = codes.iter().map(|&c| parts[c as usize] as u16).collect();
+        Ok(Self::new(names, of_cells, provenance))
+    }
+
+    /// The parts that an obs column names.
+    fn named(column: &str, obs: &Obs<'_>) -> Result<Option<Self>> {
+        let (names, codes) = full_column(column, obs, "--split-column")?;
+        if names.len() > usize::from(u16::MAX) {
+            return Err(Error::options(
+                format!(
+                    "--split-column {column}: it has {} different values",
+                    names.len()
+                ),
+                "choose a column that names parts, like train and test",
+            ));
+        }
+        if column == SPLIT_COLUMN {
+            return Ok(None);
+        }
+        let of_cells = codes.iter().map(|&c| c as u16).collect();
+        Ok(Some(Self::new(
+            names,
+            of_cells,
+            json!({ "column": column }),
+        )))
+    }
+
+    pub(super) fn codes(&self, cells: Range<usize>) -> Vec<i32> {
+        self.of_cells[cells].iter().map(|&p| i32::from(p)).collect()
+    }
+}
+
+/// Categories and codes of a column in which no cell lacks a value.
+fn full_column(name: &str, obs: &Obs<'_>, option: &str) -> Result<(Vec<String>, Vec<i32>)> {
+    let column = obs
+        .column(name)
+        .ok_or_else(|| Error::internal(format!("obs column `{name}` was not kept")))?;
+    let codes = obs.codes(column)?;
+    let missing = codes.iter().filter(|&&c| c < 0).count();
+    let Some(first) = codes.iter().position(|&c| c < 0) else {
+        return Ok((column.column.categories.clone(), codes));
+    };
+    let mut row = first;
+    for source in obs.sources() {
+        if row < source.cells {
+            let cell = source.cell_names(row..row + 1)?.concat();
+            return Err(source.error(
+                format!(
+                    "{option} {name}: {missing} cells have no value of this obs column, the first is `{cell}`"
+                ),
+                "fill the column or drop these cells in the source file, or choose another column",
+            ));
+        }
+        row -= source.cells;
+    }
+    Err(Error::internal("a cell is in no source"))
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::ops::Range;
 use hdf5_metno::types::TypeDescriptor;
 use hdf5_metno::{Dataset, Group};
 
-use super::hdf5::{self, Hdf5, Source};
 use crate::Result;
+use crate::import::hdf5::{self, Hdf5, Source};
 
 /// A table about the cells or the genes.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(in crate::import) struct Frame {
     file: Hdf5,
     place: String,
     storage: Storage,
@@ -26,7 +26,7 @@ enum Storage {
 
 /// A column, not yet read.
 #[derive(Debug, Clone)]
-pub(super) enum Column {
+pub(in crate::import) enum Column {
     Category {
         codes: Source,
         categories: Vec<String>,
@@ -52,7 +52,7 @@ pub(super) enum Column {
 
 impl Frame {
     /// Opens `obs`, `var`, `raw/var` or `raw.var`; `None` when there is no such object.
-    pub(super) fn open(file: &Hdf5, name: &str) -> Result<Option<Self>> {
+    pub(in crate::import) fn open(file: &Hdf5, name: &str) -> Result<Option<Self>> {
         let root = file.root();
         if let Some(group) = hdf5::group(root, name) {
             let index = hdf5::text(&group, "_index").unwrap_or_else(|| "_index".to_owned());
@@ -96,16 +96,16 @@ impl Frame {
         }))
     }
 
-    pub(super) fn rows(&self) -> usize {
+    pub(in crate::import) fn rows(&self) -> usize {
         self.index.len()
     }
 
-    pub(super) fn columns(&self) -> &[String] {
+    pub(in crate::import) fn columns(&self) -> &[String] {
         &self.columns
     }
 
     /// Names of some rows. An index of integers is written out.
-    pub(super) fn names(&self, rows: Range<usize>) -> Result<Vec<String>> {
+    pub(in crate::import) fn names(&self, rows: Range<usize>) -> Result<Vec<String>> {
         match self.index.descriptor(&self.file)? {
             TypeDescriptor::Integer(_) | TypeDescriptor::Unsigned(_) => {
                 let read: Vec<i64> = self.file.rows(&self.index, rows)?;
@@ -116,7 +116,7 @@ impl Frame {
     }
 
     /// A column; an error when its encoding is unknown.
-    pub(super) fn column(&self, name: &str) -> Result<Column> {
+    pub(in crate::import) fn column(&self, name: &str) -> Result<Column> {
         let column = match &self.storage {
             Storage::Records(dataset) => self.record_column(dataset, name)?,
             Storage::Group(group) => match hdf5::group(group, name) {
@@ -231,7 +231,11 @@ impl Frame {
     }
 
     /// Some rows of a column as texts.
-    pub(super) fn texts(&self, column: &Column, rows: Range<usize>) -> Result<Vec<Option<String>>> {
+    pub(in crate::import) fn texts(
+        &self,
+        column: &Column,
+        rows: Range<usize>,
+    ) -> Result<Vec<Option<String>>> {
         let missing = self.missing(column, rows.clone())?;
         let texts: Vec<Option<String>> = match column {
             Column::Category { categories, .. } => {
@@ -274,7 +278,11 @@ impl Frame {
     }
 
     /// Some rows of a column as numbers.
-    pub(super) fn numbers(&self, column: &Column, rows: Range<usize>) -> Result<Vec<Option<f64>>> {
+    pub(in crate::import) fn numbers(
+        &self,
+        column: &Column,
+        rows: Range<usize>,
+    ) -> Result<Vec<Option<f64>>> {
         let missing = self.missing(column, rows.clone())?;
         let numbers = self.file.rows::<f64>(column.source(), rows)?;
         Ok(numbers
@@ -285,7 +293,7 @@ impl Frame {
     }
 
     /// Some rows of a categorical column as codes, -1 where missing.
-    pub(super) fn codes(&self, column: &Column, rows: Range<usize>) -> Result<Vec<i32>> {
+    pub(in crate::import) fn codes(&self, column: &Column, rows: Range<usize>) -> Result<Vec<i32>> {
         let Column::Category { codes, categories } = column else {
             return Err(self
                 .file

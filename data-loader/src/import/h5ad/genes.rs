@@ -23,7 +23,7 @@ const ENSEMBL_COLUMNS: [&str; 6] = [
 
 /// The gene table of a file. The names of `var` are symbols or Ensembl ids; the other of the two may
 /// be in a column.
-pub(super) fn gene_table(var: &Frame) -> Result<GeneTable> {
+pub(in crate::import) fn gene_table(var: &Frame) -> Result<GeneTable> {
     let names = var.names(0..var.rows())?;
     if mostly_ensembl(names.iter().map(String::as_str)) {
         let ensembl = names.iter().map(|n| ensembl_id(n)).collect();
@@ -77,7 +77,7 @@ fn mostly_ensembl<'a>(names: impl Iterator<Item = &'a str>) -> bool {
 }
 
 /// An Ensembl gene id without its version: `ENSG00000141510.18`, `ENSMUSG00000059552`.
-fn ensembl_id(name: &str) -> Option<String> {
+pub(in crate::import) fn ensembl_id(name: &str) -> Option<String> {
     let rest = name.strip_prefix("ENS")?;
     let digits = rest.trim_start_matches(|c: char| c.is_ascii_uppercase());
     let species = &rest[..rest.len() - digits.len()];

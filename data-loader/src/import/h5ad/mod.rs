@@ -1,32 +1,18 @@
-//! Importing `.h5ad` files: all encodings that anndata has written since 0.5.
+//! `.h5ad` files: all encodings that anndata has written since 0.5.
 
-mod csc;
-mod frame;
-mod genes;
-mod hdf5;
-mod matrix;
-mod obs;
+pub(super) mod frame;
+pub(super) mod genes;
 
 use frame::Frame;
-use hdf5::Hdf5;
-use matrix::Matrix;
-use obs::Obs;
 
-use super::panel::Panel;
-use super::values::{BadValue, Clean};
-use super::{ImportOptions, ImportReport, MatrixOption, Rows, ValuesOption};
-use crate::corpus::{CellBatch, CorpusWriter, ValueKind};
+use super::hdf5::{self, Hdf5};
+use super::matrix::Matrix;
+use super::source::{CellNames, Entries, Source};
+use super::{ImportOptions, MatrixOption};
 use crate::{Error, Result};
 
-/// Cells written at a time.
-const WRITE_CELLS: usize = 1024;
-
-/// Imports an `.h5ad` file. `progress` is told how many cells are done, and of how many.
-pub(super) fn import(
-    options: &ImportOptions,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<ImportReport> {
-    let file = Hdf5::open(&options.input)?;
+/// Opens an `.h5ad` file.
+pub(super) fn open(file: Hdf5, options: &ImportOptions) -> Result<Source> {
     let frame = |name: &str| Frame::open(&file, name);
     let (Some(obs), Some(var)) = (frame("obs")?, frame("var")?) else {
         return Err(not_anndata(&file));
@@ -50,134 +36,20 @@ pub(super) fn import(
             return Err(file.error(&matrix.place, problem, "the file is damaged"));
         }
     }
-    let panel = Panel::choose(genes::gene_table(&var)?, options)?;
-    let plan = Obs::plan(&file, &obs, options)?;
-    Job {
-        file: &file,
-        options,
-        matrix: &matrix,
-        var: &var,
-        panel: &panel,
-        frame: &obs,
-        obs: &plan,
-        clean: Clean::default(),
-        output: None,
-        nonzeros: 0,
-    }
-    .run(progress)
-}
-
-struct Job<'a> {
-    file: &'a Hdf5,
-    options: &'a ImportOptions,
-    matrix: &'a Matrix,
-    var: &'a Frame,
-    panel: &'a Panel,
-    frame: &'a Frame,
-    obs: &'a Obs<'a>,
-    clean: Clean,
-    output: Option<(CorpusWriter, ValueKind)>,
-    nonzeros: u64,
-}
-
-impl Job<'_> {
-    fn run(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<ImportReport> {
-        let total = self.matrix.rows as u64;
-        let scratch = super::Scratch::new(&self.options.output)?;
-        let (file, matrix) = (self.file, self.matrix);
-        matrix.visit(file, scratch.path(), &mut |rows| {
-            self.write(rows)?;
-            progress((rows.first + rows.len()) as u64, total);
-            Ok(())
-        })?;
-        let (writer, kind) = match self.output.take() {
-            Some(output) => output,
-            // A file without cells: an empty corpus.
-            None => self.open(&Rows::default())?,
-        };
-        let options = self.options;
-        let mut provenance = options.provenance()?;
-        provenance.options.extend(self.panel.provenance.clone());
-        let (label, batch) = (options.label.clone(), options.batch.clone());
-        let manifest = writer.finish(label, batch, provenance)?;
-        Ok(ImportReport {
-            cells: manifest.n_cells,
-            genes: manifest.genes.n,
-            nonzeros: self.nonzeros,
-            bytes: manifest.shards.iter().map(|s| s.bytes).sum(),
-            value_kind: kind,
-        })
-    }
-
-    fn open(&self, first: &Rows) -> Result<(CorpusWriter, ValueKind)> {
-        let options = self.options;
-        let kind = options.values.decide(first);
-        let scaled = first.values.iter().any(|&v| v < 0.0);
-        if options.values == ValuesOption::Auto && kind == ValueKind::Lognorm && !scaled {
-            tracing::warn!(
-                "`{}` holds fractions: taken as log-normalised values (say --values to choose, or take another matrix: {})",
-                self.matrix.place.trim_start_matches('/'),
-                other_matrices(self.file, &options.matrix)
-            );
-        }
-        let schema = self.obs.schema(options);
-        let genes = &self.panel.genes;
-        let writer = CorpusWriter::create(&options.output, options.writer, kind, genes, schema)?;
-        Ok((writer, kind))
-    }
-
-    fn write(&mut self, rows: &Rows) -> Result<()> {
-        let (mut writer, kind) = match self.output.take() {
-            Some(output) => output,
-            None => self.open(rows)?,
-        };
-        let mut first = 0;
-        while first < rows.len() {
-            let last = (first + WRITE_CELLS).min(rows.len());
-            let some = rows.slice(first..last);
-            self.clean
-                .fill(&some, kind)
-                .map_err(|bad| self.bad_value(bad))?;
-            if let Some(places) = &self.panel.places {
-                self.clean.relocate(places);
-            }
-            self.nonzeros += self.clean.genes.len() as u64;
-            let cells = some.first..some.first + some.len();
-            writer.write(&CellBatch {
-                cell_ids: self.frame.names(cells.clone())?,
-                offsets: self.clean.offsets.clone(),
-                genes: self.clean.genes.clone(),
-                values: self.clean.values(kind),
-                obs: self.obs.arrays(cells, self.options)?,
-            })?;
-            first = last;
-        }
-        self.output = Some((writer, kind));
-        Ok(())
-    }
-
-    fn bad_value(&self, bad: BadValue) -> Error {
-        let cell = self.frame.names(bad.row..bad.row + 1);
-        let cell = cell
-            .ok()
-            .and_then(|mut names| names.pop())
-            .unwrap_or_else(|| bad.row.to_string());
-        // The names of all genes of the file: those of the corpus may be fewer.
-        let genes = genes::gene_table(self.var);
-        let gene = genes.map_or_else(
-            |_| bad.gene.to_string(),
-            |genes| genes.symbols[bad.gene as usize].clone(),
-        );
-        let others = other_matrices(self.file, &self.options.matrix);
-        bad.into_error(
-            self.file.path(),
-            &self.matrix.place,
-            &cell,
-            &gene,
-            self.options.values,
-            &others,
-        )
-    }
+    let path = file.path().to_owned();
+    Ok(Source {
+        name: String::new(),
+        files: vec![path.clone()],
+        path,
+        genes: genes::gene_table(&var)?,
+        cells: matrix.rows,
+        obs: Some(obs),
+        names: CellNames::Index,
+        place: matrix.place.clone(),
+        others: other_matrices(&file, &options.matrix),
+        features: None,
+        matrix: Entries::Hdf5(file, matrix),
+    })
 }
 
 fn open_matrix(file: &Hdf5, option: &MatrixOption) -> Result<Matrix> {
@@ -233,15 +105,16 @@ fn other_matrices(file: &Hdf5, but: &MatrixOption) -> String {
     }
 }
 
-fn not_anndata(file: &Hdf5) -> Error {
+/// Says what an HDF5 file holds that is neither AnnData nor 10x.
+pub(super) fn not_anndata(file: &Hdf5) -> Error {
     let names = file.root().member_names().unwrap_or_default();
-    let help = if names.iter().any(|n| n == "matrix") {
-        "this looks like a 10x matrix: convert it with `scanpy.read_10x_h5(a).write_h5ad(b)` in Python".to_owned()
-    } else {
-        format!(
-            "an AnnData file has `obs` and `var`; this one has: {}",
-            crate::error::listed(&names)
-        )
-    };
-    file.error("", "is HDF5, but not an AnnData file", help)
+    let help = format!(
+        "an AnnData file has `obs` and `var`, a 10x file has `matrix` or a group per genome; this one has: {}",
+        crate::error::listed(&names)
+    );
+    file.error(
+        "",
+        "is HDF5, but neither an AnnData file nor a 10x matrix",
+        help,
+    )
 }

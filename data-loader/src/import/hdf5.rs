@@ -6,13 +6,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use hdf5_metno::types::{
-    CompoundField, CompoundType, FixedAscii, FixedUnicode, H5Type, TypeDescriptor, VarLenAscii,
-    VarLenUnicode,
+    CompoundField, CompoundType, FixedAscii, FixedUnicode, FloatSize, H5Type, IntSize,
+    TypeDescriptor, VarLenAscii, VarLenUnicode,
 };
 use hdf5_metno::{Dataset, Dataspace, Datatype, File, Group, Location};
 use hdf5_metno_sys::h5d::{H5Dread, H5Dvlen_reclaim};
 use hdf5_metno_sys::h5p::H5P_DEFAULT;
 
+use super::Numbers;
 use crate::{Error, Result};
 
 /// An open HDF5 file.
@@ -66,7 +67,7 @@ impl Hdf5 {
     pub(super) fn needed(&self, parent: &Group, name: &str) -> Result<Dataset> {
         let place = format!("{}/{name}", parent.name().trim_end_matches('/'));
         let dataset = dataset(parent, name)
-            .ok_or_else(|| self.error(&place, "is missing", "the file is no complete AnnData"))?;
+            .ok_or_else(|| self.error(&place, "is missing", "the file is not complete"))?;
         self.check_filters(&dataset)?;
         Ok(dataset)
     }
@@ -93,6 +94,26 @@ impl Hdf5 {
             out.set_len(len);
         }
         Ok(out)
+    }
+
+    /// Rows of a 1-d dataset of numbers, in a type that loses nothing.
+    pub(super) fn numbers(&self, source: &Source, rows: Range<usize>) -> Result<Numbers> {
+        Ok(match source.descriptor(self)? {
+            TypeDescriptor::Float(FloatSize::U4) => Numbers::F32(self.rows(source, rows)?),
+            TypeDescriptor::Float(_) => Numbers::F64(self.rows(source, rows)?),
+            TypeDescriptor::Unsigned(size) if size != IntSize::U8 => {
+                Numbers::U32(self.rows(source, rows)?)
+            }
+            TypeDescriptor::Integer(size) if size != IntSize::U8 => {
+                let read: Vec<i32> = self.rows(source, rows)?;
+                if read.iter().all(|&v| v >= 0) {
+                    Numbers::U32(read.into_iter().map(|v| v as u32).collect())
+                } else {
+                    Numbers::F64(read.into_iter().map(f64::from).collect())
+                }
+            }
+            _ => Numbers::integers(&self.rows::<i64>(source, rows)?),
+        })
     }
 
     /// Rows of a 1-d dataset of strings.
@@ -174,7 +195,7 @@ impl Hdf5 {
                 "has shape {shape:?}, but rows up to {} are needed",
                 rows.end
             );
-            return Err(self.error(&place, problem, "the file is no complete AnnData"));
+            return Err(self.error(&place, problem, "the file is not complete"));
         }
         let datatype = memory_type(source, ty).map_err(fail)?;
         let memory = Dataspace::try_new([rows.len()]).map_err(fail)?;

@@ -1,22 +1,23 @@
-//! Expression matrices, streamed by rows in bounded memory: CSR, dense, and CSC through [`super::csc`].
+//! Expression matrices, streamed by rows in bounded memory: CSR, dense, and CSC through [`super::scatter`].
 
 use std::ops::Range;
 use std::path::Path;
 
-use hdf5_metno::types::TypeDescriptor;
+use hdf5_metno::types::{FloatSize, H5Type, IntSize, TypeDescriptor};
 use hdf5_metno::{Dataset, Group, Hyperslab, Selection, SliceOrIndex};
 
-use super::csc::Transposed;
+use super::csc::ByGenes;
 use super::hdf5::{self, Hdf5, Source};
+use super::{Numbers, Rows, scatter};
 use crate::Result;
-use crate::import::Rows;
 
-/// Values read at a time: 8 MB of f64.
+/// Values read at a time: 4 MB of the usual types.
 pub(super) const BLOCK_VALUES: usize = 1 << 20;
 /// Cells read at a time.
 const BLOCK_ROWS: usize = 2048;
 
 /// A matrix of cells by genes.
+#[derive(Debug)]
 pub(super) struct Matrix {
     pub(super) rows: usize,
     pub(super) columns: usize,
@@ -25,6 +26,7 @@ pub(super) struct Matrix {
     form: Form,
 }
 
+#[derive(Debug)]
 enum Form {
     Csr(Sparse),
     Csc(Sparse),
@@ -32,6 +34,7 @@ enum Form {
 }
 
 /// The three arrays of a sparse matrix.
+#[derive(Debug)]
 pub(super) struct Sparse {
     pub(super) data: Source,
     pub(super) indices: Source,
@@ -104,6 +107,23 @@ impl Matrix {
         })
     }
 
+    /// A matrix whose arrays are given, with the entries of a cell in a row.
+    pub(super) fn by_cells(
+        file: &Hdf5,
+        (rows, columns): (usize, usize),
+        place: String,
+        sparse: Sparse,
+    ) -> Result<Self> {
+        let matrix = Self {
+            rows,
+            columns,
+            place,
+            form: Form::Csr(sparse),
+        };
+        matrix.check_sparse(file)?;
+        Ok(matrix)
+    }
+
     fn check_sparse(&self, file: &Hdf5) -> Result<()> {
         let (Form::Csr(sparse) | Form::Csc(sparse)) = &self.form else {
             return Ok(());
@@ -127,20 +147,57 @@ impl Matrix {
         Ok(())
     }
 
+    /// Some values that tell counts from other values: those of the first cells, or of the first genes.
+    pub(super) fn sample(&self, file: &Hdf5) -> Result<Numbers> {
+        match &self.form {
+            Form::Csr(sparse) => {
+                let first = bounds(file, sparse, &self.place, 0..self.rows.min(BLOCK_ROWS))?;
+                let end = first[first.len() - 1];
+                file.numbers(&sparse.data, first[0]..end.min(first[0] + BLOCK_VALUES))
+            }
+            Form::Csc(sparse) => file.numbers(&sparse.data, 0..sparse.data.len().min(BLOCK_VALUES)),
+            Form::Dense(dataset) => {
+                let rows = 0..self.dense_step(dataset).min(self.rows);
+                Ok(self.dense_rows(file, dataset, rows)?.values)
+            }
+        }
+    }
+
+    /// Number of values that are stored, or of places in a dense matrix.
+    pub(super) fn stored(&self) -> usize {
+        match &self.form {
+            Form::Csr(sparse) | Form::Csc(sparse) => sparse.data.len(),
+            Form::Dense(_) => self.rows.saturating_mul(self.columns),
+        }
+    }
+
     /// Visits the cells in order, some at a time. `scratch` is a folder for temporary files.
     pub(super) fn visit(
         &self,
         file: &Hdf5,
         scratch: &Path,
-        visit: &mut dyn FnMut(&Rows) -> Result<()>,
+        visit: &mut dyn FnMut(Rows) -> Result<()>,
     ) -> Result<()> {
         match &self.form {
             Form::Csr(sparse) => self.visit_csr(file, sparse, visit),
             Form::Csc(sparse) => {
-                Transposed::new(file, sparse, &self.place, self.rows, self.columns, scratch)?
-                    .visit(visit)
+                let entries = ByGenes {
+                    file,
+                    sparse,
+                    place: &self.place,
+                    cells: self.rows,
+                    genes: self.columns,
+                };
+                scatter::by_cells(&entries, &entries.counts()?, scratch, visit)
             }
-            Form::Dense(dataset) => self.visit_dense(file, dataset, visit),
+            Form::Dense(dataset) => {
+                let step = self.dense_step(dataset);
+                for first in (0..self.rows).step_by(step) {
+                    let last = (first + step).min(self.rows);
+                    visit(self.dense_rows(file, dataset, first..last)?)?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -148,9 +205,8 @@ impl Matrix {
         &self,
         file: &Hdf5,
         sparse: &Sparse,
-        visit: &mut dyn FnMut(&Rows) -> Result<()>,
+        visit: &mut dyn FnMut(Rows) -> Result<()>,
     ) -> Result<()> {
-        let mut rows = Rows::default();
         for first in (0..self.rows).step_by(BLOCK_ROWS) {
             let last = (first + BLOCK_ROWS).min(self.rows);
             let bounds = bounds(file, sparse, &self.place, first..last)?;
@@ -161,56 +217,68 @@ impl Matrix {
                     end += 1;
                 }
                 let span = bounds[at]..bounds[end];
-                rows.first = first + at;
-                rows.offsets.clear();
-                rows.offsets
-                    .extend(bounds[at..=end].iter().map(|b| b - bounds[at]));
-                rows.genes = indices(file, sparse, &self.place, span.clone(), self.columns)?;
-                rows.values = file.rows(&sparse.data, span)?;
-                visit(&rows)?;
+                visit(Rows {
+                    first: first + at,
+                    offsets: bounds[at..=end].iter().map(|b| b - bounds[at]).collect(),
+                    genes: indices(file, sparse, &self.place, span.clone(), self.columns)?,
+                    values: file.numbers(&sparse.data, span)?,
+                })?;
                 at = end;
             }
         }
         Ok(())
     }
 
-    fn visit_dense(
+    /// How many cells are read at a time: whole chunks, or each would be decompressed over and over.
+    fn dense_step(&self, dataset: &Dataset) -> usize {
+        let chunk = dataset.chunk().map_or(1, |c| c[0].max(1));
+        let fitting = (4 * BLOCK_VALUES / self.columns.max(1)).max(1);
+        (fitting / chunk * chunk)
+            .max(fitting.min(chunk))
+            .min(BLOCK_ROWS.max(chunk))
+    }
+
+    fn dense_rows(&self, file: &Hdf5, dataset: &Dataset, rows: Range<usize>) -> Result<Rows> {
+        let source = Source::whole(dataset.clone());
+        let single = matches!(
+            source.descriptor(file)?,
+            TypeDescriptor::Float(FloatSize::U4)
+        );
+        if single {
+            self.dense_rows_as::<f32>(file, dataset, rows, Numbers::F32)
+        } else {
+            self.dense_rows_as::<f64>(file, dataset, rows, Numbers::F64)
+        }
+    }
+
+    fn dense_rows_as<T: H5Type + Copy + Default + PartialEq>(
         &self,
         file: &Hdf5,
         dataset: &Dataset,
-        visit: &mut dyn FnMut(&Rows) -> Result<()>,
-    ) -> Result<()> {
-        // Whole chunks at a time, or each chunk would be decompressed over and over.
-        let chunk = dataset.chunk().map_or(1, |c| c[0].max(1));
-        let fitting = (4 * BLOCK_VALUES / self.columns.max(1)).max(1);
-        let step = (fitting / chunk * chunk)
-            .max(fitting.min(chunk))
-            .min(BLOCK_ROWS.max(chunk));
-        let mut rows = Rows::default();
-        for first in (0..self.rows).step_by(step) {
-            let last = (first + step).min(self.rows);
-            let block = Selection::Hyperslab(Hyperslab::from(vec![
-                SliceOrIndex::from(first..last),
-                SliceOrIndex::from(0..self.columns),
-            ]));
-            let values = dataset
-                .read_slice_2d::<f64, _>(block)
-                .map_err(|e| file.hdf5_error(&self.place, &e))?;
-            rows.first = first;
-            rows.offsets.clear();
-            rows.offsets.push(0);
-            rows.genes.clear();
-            rows.values.clear();
-            for row in values.rows() {
-                for (gene, &value) in row.iter().enumerate().filter(|(_, v)| **v != 0.0) {
-                    rows.genes.push(gene as u32);
-                    rows.values.push(value);
-                }
-                rows.offsets.push(rows.genes.len());
+        rows: Range<usize>,
+        numbers: fn(Vec<T>) -> Numbers,
+    ) -> Result<Rows> {
+        let block = Selection::Hyperslab(Hyperslab::from(vec![
+            SliceOrIndex::from(rows.clone()),
+            SliceOrIndex::from(0..self.columns),
+        ]));
+        let read = dataset
+            .read_slice_2d::<T, _>(block)
+            .map_err(|e| file.hdf5_error(&self.place, &e))?;
+        let (mut offsets, mut genes, mut values) = (vec![0], Vec::new(), Vec::new());
+        for row in read.rows() {
+            for (gene, &value) in row.iter().enumerate().filter(|(_, v)| **v != T::default()) {
+                genes.push(gene as u32);
+                values.push(value);
             }
-            visit(&rows)?;
+            offsets.push(genes.len());
         }
-        Ok(())
+        Ok(Rows {
+            first: rows.start,
+            offsets,
+            genes,
+            values: numbers(values),
+        })
     }
 }
 
@@ -244,12 +312,23 @@ pub(super) fn indices(
     span: Range<usize>,
     limit: usize,
 ) -> Result<Vec<u32>> {
-    let read: Vec<i64> = file.rows(&sparse.indices, span)?;
-    if let Some(bad) = read.iter().find(|&&i| i < 0 || i >= limit as i64) {
+    let out_of_range = |bad: i64| {
         let problem = format!("has index {bad}, expected 0 to {}", limit.saturating_sub(1));
-        return Err(file.error(place, problem, "the file is damaged"));
+        file.error(place, problem, "the file is damaged")
+    };
+    // The usual type is read as it is: conversions by HDF5 take longer than reading.
+    if sparse.indices.descriptor(file)? == TypeDescriptor::Integer(IntSize::U4) {
+        let read: Vec<i32> = file.rows(&sparse.indices, span)?;
+        return match read.iter().find(|&&i| i < 0 || i as usize >= limit) {
+            Some(&bad) => Err(out_of_range(i64::from(bad))),
+            None => Ok(read.into_iter().map(|i| i as u32).collect()),
+        };
     }
-    Ok(read.into_iter().map(|i| i as u32).collect())
+    let read: Vec<i64> = file.rows(&sparse.indices, span)?;
+    match read.iter().find(|&&i| i < 0 || i >= limit as i64) {
+        Some(&bad) => Err(out_of_range(bad)),
+        None => Ok(read.into_iter().map(|i| i as u32).collect()),
+    }
 }
 
 fn check_numeric(file: &Hdf5, data: &Source) -> Result<()> {
