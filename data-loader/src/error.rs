@@ -33,6 +33,17 @@ pub enum Error {
         /// What was expected and what was found.
         problem: String,
     },
+    /// A file cannot be had from where it is, or is no longer what it was. Unlike a damaged cell this is
+    /// never skipped.
+    #[error("`{}`, {place}: {problem}", path.display())]
+    Store {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for.
+        place: String,
+        /// What went wrong.
+        problem: String,
+    },
     /// An obs column that does not exist was asked for.
     #[error("{whose} has no obs column `{column}`{}\nhelp: present are: {}", did_you_mean(nearest.as_deref()), listed(present))]
     MissingColumn {
@@ -180,6 +191,14 @@ impl Error {
         problem: impl Into<String>,
     ) -> Self {
         Self::Corpus {
+            path: path.to_owned(),
+            place: place.into(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn store(path: &Path, place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Store {
             path: path.to_owned(),
             place: place.into(),
             problem: problem.into(),

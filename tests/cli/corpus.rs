@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use arrow::array::{Array, AsArray};
+use arrow::array::AsArray;
 use arrow::datatypes::{Float32Type, Int64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use scpeft_data::corpus::{CellBatch, CellValues, CorpusWriter, Provenance, WriterOptions};
@@ -211,7 +211,8 @@ fn the_h5ad_holds_the_same_cells() {
 fn synth_refuses_what_cannot_be() {
     let dir = TempDir::new().unwrap();
     let output = dir.path().join("corpus");
-    let synth = |more: &[&str]| [&["synth", "--output", show(&output)][..], more].concat();
+    let begin = ["synth", "--output", show(&output)];
+    let synth = |more: &[&'static str]| [&begin[..], more].concat();
     fail(&synth(&["--cells", "0"]), 2, &["--cells"]);
     fail(
         &synth(&["--cells", "9", "--genes", "70000"]),

@@ -61,7 +61,10 @@ fn a_corpus_is_read_from_a_web_server() {
     assert_same(&local, &Arc::new(remote));
     let nothing = PathBuf::from(format!("http://{address}/elsewhere"));
     let error = Corpus::open_with(&nothing, &StoreOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("has no manifest.json"), "{error}");
+    assert!(
+        error.to_string().contains("has no manifest.json"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -157,7 +157,7 @@ fn side_tables_are_joined() {
             report.notes.iter().any(|note| note.contains(part)),
             "{part}: {:?}",
             report.notes
-        )
+        );
     };
     noted("1 of the 4 values of `sample` are not in sample_metadata, the first is `smp_3`");
     noted("`Driver_Gene_Symbol` is left out: it has several values for `CVCL_0`");

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod cache;
-mod http;
 #[path = "../../data-loader/tests/common/mod.rs"]
 mod common;
+mod http;
 mod index;
 mod proxy;
 mod ranks;

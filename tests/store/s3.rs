@@ -118,6 +118,28 @@ fn giving_up_is_an_error_in_time() {
     );
 }
 
+/// A store that is out of reach is not a damaged cell, which a loader may be told to leave out.
+#[test]
+fn an_outage_is_never_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = common::write_corpus(dir.path());
+    let server = Server::start();
+    server.upload(local.path(), "corpus");
+    let proxy = Proxy::start(&server.address, Faults::default());
+    let options = StoreOptions {
+        retries: 1,
+        ..options(&proxy.address)
+    };
+    let corpus = Arc::new(Corpus::open_with(&url("corpus"), &options).unwrap());
+    let loader = common::loader(&corpus, loader_options());
+    proxy.set(Faults {
+        slow_down: 1.0,
+        ..Faults::default()
+    });
+    let message = refused(loader.epoch(0, 0).next().unwrap());
+    assert!(message.contains("given up after 2 tries"), "{message}");
+}
+
 #[test]
 fn what_is_not_there_is_said_at_once() {
     let dir = tempfile::tempdir().unwrap();

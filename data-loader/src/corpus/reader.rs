@@ -370,7 +370,7 @@ impl Corpus {
             let problem = format!(
                 "its hash is {blake3}, the manifest says {expected}\nhelp: the file was changed since it was indexed; run `scpeft-data index` again"
             );
-            return Err(Error::corpus(&path, "footer", problem));
+            return Err(Error::store(&path, "footer", problem));
         }
         let found: Vec<i64> = footer
             .metadata()

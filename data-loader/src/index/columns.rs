@@ -207,12 +207,8 @@ fn part<'a>(
     } else {
         start.checked_add(chunk.compressed_size())
     };
-    let range = u64::try_from(start)
-        .ok()
-        .zip(end.and_then(|end| u64::try_from(end).ok()))
-        .map(|(start, end)| start..end)
-        .filter(|range| range.start <= range.end && range.end <= file.bytes)
-        .ok_or_else(|| fail("lies outside of the file".into()))?;
+    let range =
+        within(start, end, file.bytes).ok_or_else(|| fail("lies outside of the file".into()))?;
     Ok(Part {
         column,
         group,
@@ -221,6 +217,19 @@ fn part<'a>(
         range,
         dictionary: only,
     })
+}
+
+/// A range of a file, when it is one.
+fn within(start: i64, end: Option<i64>, bytes: u64) -> Option<Range<u64>> {
+    let (start, end) = (u64::try_from(start).ok()?, u64::try_from(end?).ok()?);
+    (start <= end && end <= bytes).then_some(start..end)
+}
+
+/// Where a column chunk lies, unless that is outside of its file.
+pub(super) fn chunk_range(chunk: &ColumnChunkMetaData, bytes: u64) -> Option<Range<u64>> {
+    let start = chunk.dictionary_page_offset();
+    let start = start.unwrap_or_else(|| chunk.data_page_offset());
+    within(start, start.checked_add(chunk.compressed_size()), bytes)
 }
 
 /// Whether the footer says that all data pages refer to the dictionary.
@@ -253,7 +262,7 @@ fn read(
         let rows = footer.metadata().row_group(part.group).num_rows() as usize;
         let done = if part.dictionary {
             dictionary(chunks, part.chunk, rows, &mut |value| {
-                visit(part.column, value)
+                visit(part.column, value);
             })
         } else {
             rows_of(chunks, footer, part, &mut |value| visit(part.column, value))

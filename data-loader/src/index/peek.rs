@@ -7,6 +7,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::IndexOptions;
+use super::columns::chunk_range;
 use super::genes::Genes;
 use super::shards::unknown;
 use crate::corpus::{Chunks, Shard};
@@ -73,10 +74,9 @@ pub(super) fn peek(
         ));
     }
     let value_kind = match options.values {
-        ValuesOption::Counts => ValueKind::Counts,
         ValuesOption::Lognorm => ValueKind::Lognorm,
         ValuesOption::Auto if tally.fraction => ValueKind::Lognorm,
-        ValuesOption::Auto => ValueKind::Counts,
+        ValuesOption::Counts | ValuesOption::Auto => ValueKind::Counts,
     };
     if value_kind == ValueKind::Counts && tally.fraction {
         return Err(fail(
@@ -108,8 +108,9 @@ fn lists(storage: &Storage, shard: &Shard, group: usize, options: &IndexOptions)
             .iter()
             .any(|name| **name == column.column_path().parts()[0])
         {
-            let (start, length) = column.byte_range();
-            ranges.push(start..(start + length.min(BYTES)).min(shard.bytes));
+            let range = chunk_range(column, shard.bytes)
+                .ok_or_else(|| fail(format!("column {leaf} lies outside of the file")))?;
+            ranges.push(range.start..range.end.min(range.start + BYTES));
             leaves.push(leaf);
         }
     }

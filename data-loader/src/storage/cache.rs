@@ -21,7 +21,7 @@ use crate::{Error, Result};
 /// Bytes of the hash before the bytes of a range.
 const HASH: usize = blake3::OUT_LEN;
 /// A file that was begun and not completed is left behind by a process that is gone after this time.
-const ABANDONED: Duration = Duration::from_secs(3600);
+const ABANDONED: Duration = Duration::from_hours(1);
 /// The file with the bytes in use.
 const USED: &str = "used";
 
@@ -346,7 +346,8 @@ mod tests {
                 scope.spawn(move || {
                     for i in 0..50 {
                         let start = (i * 7 + thread) % 40 * 100;
-                        read(&cache, &[start..start + 100]);
+                        let range = start..start + 100;
+                        read(&cache, std::slice::from_ref(&range));
                     }
                 });
             }
@@ -362,7 +363,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = cache(dir.path(), 50);
         let traffic = Traffic::default();
-        let refused = cache.through(FILE, &[0..100], &traffic, |_| Ok(Vec::new()));
+        let refused = cache.through(FILE, std::slice::from_ref(&(0..100)), &traffic, |_| {
+            Ok(Vec::new())
+        });
         let message = refused.unwrap_err().to_string();
         assert!(
             message.contains("may hold 50 bytes, but one row group needs 132"),

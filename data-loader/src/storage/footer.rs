@@ -31,7 +31,7 @@ impl Footer {
             return Err(fail(format!("{size} bytes are too few for a Parquet file")));
         }
         let fetch = |bytes: u64| -> Result<Bytes> {
-            let parts = storage.fetch(name, &[size - bytes..size])?;
+            let parts = storage.fetch(name, std::slice::from_ref(&(size - bytes..size)))?;
             Ok(parts.into_iter().next().unwrap_or_default())
         };
         let mut tail = fetch(GUESS.min(size))?;

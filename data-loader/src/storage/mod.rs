@@ -248,7 +248,7 @@ impl Storage {
         let mut start = 0;
         while start < size {
             let end = (start + HASH_BLOCK).min(size);
-            for part in store.fetch(&path, name, &[start..end], Some(size))? {
+            for part in store.fetch(&path, name, std::slice::from_ref(&(start..end)), Some(size))? {
                 hasher.update(&part);
             }
             start = end;
@@ -259,15 +259,6 @@ impl Storage {
     /// All files whose names end in `suffix`, by name. Hidden ones, and those in hidden folders, are left
     /// out.
     pub(crate) fn list(&self, suffix: &str) -> Result<Vec<Listed>> {
-        if self.root().to_string_lossy().starts_with("http") {
-            return Err(Error::options(
-                format!(
-                    "`{}`: a web server cannot list its files",
-                    self.root().display()
-                ),
-                "copy the files to a folder or an object store, or use the s3:// address of the store",
-            ));
-        }
         let mut files = match &self.home {
             Place::Local(root) => local::list(root)?,
             Place::Remote { root, store } => store.list(root)?,
@@ -281,7 +272,7 @@ impl Storage {
 }
 
 fn wrong_size(path: &Path, found: u64, expected: u64) -> Error {
-    Error::corpus(
+    Error::store(
         path,
         "shard",
         format!(

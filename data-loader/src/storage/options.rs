@@ -42,7 +42,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             retries: 10,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_mins(2),
             cache: None,
             settings: Vec::new(),
         }

@@ -56,6 +56,8 @@ pub(super) fn url(root: &Path) -> Result<Option<Url>> {
 pub(super) struct Remote {
     shared: Arc<Shared>,
     options: StoreOptions,
+    /// Whether it can tell which files it has.
+    lists: bool,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Remote {
                 versions: Mutex::default(),
             }),
             options: options.clone(),
+            lists: scheme != ObjectStoreScheme::Http,
         })
     }
 
@@ -174,6 +177,12 @@ impl Remote {
 
     /// All files below the folder.
     pub(super) fn list(&self, root: &Path) -> Result<Vec<Listed>> {
+        if !self.lists {
+            return Err(Error::options(
+                format!("`{}`: a web server cannot list its files", root.display()),
+                "copy the files to a folder or an object store, or use the s3:// address of the store",
+            ));
+        }
         let target = Target::new(root, "list of files");
         self.wait(|shared, patience| async move {
             patience.run(&target, || shared.try_list(&target)).await

@@ -45,7 +45,7 @@ impl Target {
     }
 
     pub(super) fn error(&self, problem: impl Into<String>) -> Error {
-        Error::corpus(&self.path, self.place.clone(), problem)
+        Error::store(&self.path, self.place.clone(), problem)
     }
 }
 
@@ -123,9 +123,9 @@ pub(super) fn judge(error: &object_store::Error, target: &Target) -> Failure {
     let end = |problem: String| Failure::Final(target.error(problem));
     let said = said(error);
     match error {
-        Store::NotFound { .. } if said.contains("NoSuchBucket") => end(format!(
-            "its bucket does not exist\nhelp: check the name of the bucket, the endpoint and the region"
-        )),
+        Store::NotFound { .. } if said.contains("NoSuchBucket") => end(
+            "its bucket does not exist\nhelp: check the name of the bucket, the endpoint and the region".to_owned(),
+        ),
         Store::NotFound { .. } => end("does not exist in the store".to_owned()),
         Store::PermissionDenied { .. } | Store::Unauthenticated { .. } => end(format!(
             "access is refused: {said}\nhelp: check the credentials (AWS_*, GOOGLE_* or AZURE_* variables); a public bucket needs AWS_SKIP_SIGNATURE=true"
