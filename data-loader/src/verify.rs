@@ -19,6 +19,16 @@ pub struct VerifyOptions {
     pub threads: usize,
 }
 
+impl Default for VerifyOptions {
+    /// Twenty faults, on one thread.
+    fn default() -> Self {
+        Self {
+            max_faults: 20,
+            threads: 1,
+        }
+    }
+}
+
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Fault {

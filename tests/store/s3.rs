@@ -70,7 +70,13 @@ fn a_corpus_is_the_same_through_faults() {
     // Batches of an epoch, on the threads of a loader, and all hashes.
     let batches = |corpus| common::epoch(corpus, &loader_options(), 1, 0);
     assert_eq!(batches(&Arc::new(open())), batches(&local));
-    let checked = scpeft_data::verify::verify(&remote).unwrap();
+    let checked = scpeft_data::verify::verify(
+        &remote,
+        scpeft_data::verify::VerifyOptions::default(),
+        &|_, _| {},
+    )
+    .unwrap();
+    assert!(checked.faults.is_empty(), "{:?}", checked.faults);
     assert_eq!(checked.cells, common::CELLS as u64);
 }
 

@@ -32,7 +32,9 @@ pub fn corpus(dir: &TempDir, options: &ImportOptions) -> Corpus {
     };
     import(&options, &mut |_, _| ()).unwrap();
     let corpus = Corpus::open(&options.output).unwrap();
-    scpeft_data::verify::verify(&corpus).unwrap();
+    let options = scpeft_data::verify::VerifyOptions::default();
+    let report = scpeft_data::verify::verify(&corpus, options, &|_, _| {}).unwrap();
+    assert!(report.faults.is_empty(), "{:?}", report.faults);
     corpus
 }
 
