@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 struct Case {
     corpus: PathBuf,
-    case: String,
+    what: String,
     threads: usize,
     max_len: usize,
     batch: usize,
@@ -38,7 +38,7 @@ fn main() {
     let begun = Instant::now();
     let corpus = Arc::new(Corpus::open(&case.corpus).expect("a corpus"));
     let opened = begun.elapsed().as_secs_f64();
-    let mut line = match case.case.as_str() {
+    let mut line = match case.what.as_str() {
         "tokens" => tokens(&case, &corpus),
         "raw" => raw(&case, &corpus),
         "first" => first(&case, &corpus, begun),
@@ -46,7 +46,7 @@ fn main() {
     };
     let usage = usage();
     for (key, value) in [
-        ("case", json!(case.case)),
+        ("case", json!(case.what)),
         ("threads", json!(case.threads)),
         ("open_s", json!(opened)),
         ("peak_mb", json!(usage.ru_maxrss / 1024)),
@@ -72,7 +72,7 @@ fn arguments() -> Case {
     };
     Case {
         corpus: given.get("corpus").map_or_else(small_corpus, PathBuf::from),
-        case: text("case", "tokens"),
+        what: text("case", "tokens"),
         threads: number("threads", 1.0) as usize,
         max_len: number("max-len", 1200.0) as usize,
         batch: number("batch", 64.0) as usize,

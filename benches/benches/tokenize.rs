@@ -72,7 +72,7 @@ fn thread_time(times: u64, mut work: impl FnMut()) -> Duration {
     for _ in 0..times {
         work();
     }
-    thread_clock() - begun
+    thread_clock().saturating_sub(begun)
 }
 
 fn thread_clock() -> Duration {

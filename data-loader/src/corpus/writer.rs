@@ -296,7 +296,7 @@ impl CorpusWriter {
             values,
         ];
         columns.extend(cells.obs.iter().cloned());
-        RecordBatch::try_new(self.schema.clone(), columns).map_err(misfit)
+        RecordBatch::try_new(self.schema.clone(), columns).map_err(|e| misfit(&e))
     }
 
     /// Genes and values as lists.
@@ -315,14 +315,14 @@ impl CorpusWriter {
         let list = |array: ArrayRef| -> Result<ArrayRef> {
             let offsets = OffsetBuffer::new(cells.offsets.clone().into());
             let item = Arc::new(item(array.data_type().clone()));
-            let list = ListArray::try_new(item, offsets, array, None).map_err(misfit)?;
+            let list = ListArray::try_new(item, offsets, array, None).map_err(|e| misfit(&e))?;
             Ok(Arc::new(list))
         };
         Ok((list(genes)?, list(values)?))
     }
 }
 
-fn misfit(error: arrow::error::ArrowError) -> Error {
+fn misfit(error: &arrow::error::ArrowError) -> Error {
     Error::internal(format!("cells do not fit the schema: {error}"))
 }
 

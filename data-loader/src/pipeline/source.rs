@@ -93,9 +93,8 @@ impl Source {
                 None => all,
                 Some(rows) => rows.iter().map(|&row| all[row as usize]).collect(),
             })),
-            Ok(None) => Ok(None),
-            // Reading the cells will say what is wrong.
-            Err(Error::Corpus { .. }) => Ok(None),
+            // If it cannot be read, reading the cells will say what is wrong.
+            Ok(None) | Err(Error::Corpus { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

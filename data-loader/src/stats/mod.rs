@@ -212,7 +212,7 @@ impl Part {
 /// What all row groups so far hold.
 struct Sums {
     lengths: Vec<u32>,
-    sums: LogHistogram,
+    per_cell: LogHistogram,
     of_gene: Vec<(f64, u64)>,
     ones: u64,
     largest: f32,
@@ -222,7 +222,7 @@ impl Sums {
     fn new(corpus: &Corpus) -> Self {
         Self {
             lengths: Vec::with_capacity(corpus.n_cells() as usize),
-            sums: LogHistogram::default(),
+            per_cell: LogHistogram::default(),
             of_gene: vec![(0.0, 0); corpus.genes().len()],
             ones: 0,
             largest: 0.0,
@@ -232,7 +232,7 @@ impl Sums {
     fn add(&mut self, part: &Part) {
         self.lengths.extend_from_slice(&part.lengths);
         for &sum in &part.sums {
-            self.sums.add(sum);
+            self.per_cell.add(sum);
         }
         for (all, part) in self.of_gene.iter_mut().zip(&part.of_gene) {
             all.0 += part.0;
@@ -275,7 +275,7 @@ impl Sums {
             largest_value: self.largest,
             empty_cells: self.lengths.iter().filter(|&&n| n == 0).count() as u64,
             genes_per_cell: distribution_of_lengths(&self.lengths),
-            sum_per_cell: self.sums.distribution(),
+            sum_per_cell: self.per_cell.distribution(),
             top_genes: top_genes.collect(),
             by,
             padding,

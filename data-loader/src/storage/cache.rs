@@ -24,13 +24,14 @@ const HASH: usize = blake3::OUT_LEN;
 const ABANDONED: Duration = Duration::from_hours(1);
 /// The file with the bytes in use.
 const USED: &str = "used";
+/// Numbers the temporary files of this process, whichever of its caches writes them.
+static TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub(super) struct Cache {
     dir: PathBuf,
     limit: u64,
     used: File,
-    temporary: AtomicU64,
     warned: AtomicBool,
 }
 
@@ -50,7 +51,6 @@ impl Cache {
             dir,
             limit: options.bytes,
             used,
-            temporary: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         })
     }
@@ -147,11 +147,11 @@ impl Cache {
     fn put(&self, entry: &Path, bytes: &Bytes) -> std::io::Result<()> {
         let folder = entry.parent().unwrap_or(&self.dir);
         std::fs::create_dir_all(folder)?;
-        let number = self.temporary.fetch_add(1, Relaxed);
+        let number = TEMPORARY.fetch_add(1, Relaxed);
         let temporary = self
             .dir
             .join(format!("tmp-{}-{number}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| {
+        let written = File::create_new(&temporary).and_then(|mut file| {
             file.write_all(blake3::hash(bytes).as_bytes())?;
             file.write_all(bytes)
         });

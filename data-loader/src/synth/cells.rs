@@ -129,7 +129,7 @@ impl Generator {
         let plate = if rng.uniform() < STRAYS {
             rng.below(PLATES as u32) as usize
         } else {
-            (cell as u128 * PLATES as u128 / u128::from(self.cells)) as usize
+            (u128::from(cell) * PLATES as u128 / u128::from(self.cells)) as usize
         };
         let well = rng.below(WELLS as u32) as usize;
         let at = rng.uniform();
