@@ -20,6 +20,7 @@ use scpeft_model::adapter::{
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt, Shape};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, Role, device};
+use scpeft_trainer::Watch;
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
 use scpeft_trainer::step::{Stepper, tail_len};
 use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo, Staging, Task};
@@ -218,6 +219,7 @@ fn measure(row: &Row, steps: usize) {
     };
     let batch = batch(row.tokens);
     let world = Single;
+    let watch = Watch::unattended(&world).expect("a page of memory");
     let mut stepper = Stepper {
         model: &model,
         params: &mut params,
@@ -237,6 +239,7 @@ fn measure(row: &Row, steps: usize) {
         clip_norm: 1.0,
         seed: 0,
         staging: &staging,
+        watch: &watch,
     };
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     for step in 0..=steps {

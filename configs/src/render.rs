@@ -33,6 +33,7 @@ pub(crate) fn visit(
     config.checkpoint.visit(&mut keep);
     config.log.visit(&mut keep);
     config.metrics.visit(&mut keep);
+    config.watchdog.visit(&mut keep);
 }
 
 impl Resolved {

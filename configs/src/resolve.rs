@@ -12,7 +12,7 @@ use crate::error::{At, ConfigError, ConfigErrors};
 use crate::field::{Field, Section};
 use crate::schema::{
     AdapterSection, BackboneSection, CheckpointSection, Config, DataSection, LogSection,
-    MetricsSection, RunSection, Shape, TaskSection, TrainSection,
+    MetricsSection, RunSection, Shape, TaskSection, TrainSection, WatchdogSection,
 };
 use crate::validate::validate;
 
@@ -195,6 +195,7 @@ pub fn resolve(
         checkpoint: CheckpointSection::read(&mut reader),
         log: LogSection::read(&mut reader),
         metrics: MetricsSection::read(&mut reader),
+        watchdog: WatchdogSection::read(&mut reader),
     };
     reader.report_rest();
     if !reader.is_given("run.name")
@@ -259,6 +260,7 @@ fn sections() -> IndexMap<&'static str, Keys> {
         entry::<CheckpointSection>(),
         entry::<LogSection>(),
         entry::<MetricsSection>(),
+        entry::<WatchdogSection>(),
     ])
 }
 

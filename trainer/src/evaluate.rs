@@ -6,6 +6,7 @@ use scpeft_model::backbone::scgpt::Scgpt;
 
 use crate::failure::Result;
 use crate::task::{Evaluation, Staging, Task};
+use crate::watch::Watch;
 
 /// Evaluates `model` on every cell of `loader`.
 ///
@@ -20,12 +21,14 @@ pub fn evaluate(
     task: &dyn Task,
     loader: &Loader,
     staging: &Staging,
+    watch: &Watch,
 ) -> Result<Evaluation> {
     let mut sums = vec![0.0; task.evaluation_len()];
     for step in loader.epoch(0, 0) {
         for micro in &step?.micro {
             let batch = staging.stage(micro)?;
             tch::no_grad(|| task.evaluate(model, &batch, &mut sums))?;
+            watch.beat();
         }
     }
     world.all_reduce_sum_f64(&mut sums)?;

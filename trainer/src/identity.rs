@@ -26,7 +26,7 @@ pub(crate) struct Identity {
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
 /// things), how fast they are read, how often the run looks up, and when it stops.
-const MAY_CHANGE: [&str; 16] = [
+const MAY_CHANGE: [&str; 17] = [
     "run.dir",
     "run.name",
     "run.device",
@@ -43,6 +43,7 @@ const MAY_CHANGE: [&str; 16] = [
     "checkpoint.keep_last",
     "log.every_steps",
     "metrics.",
+    "watchdog.",
 ];
 
 impl Identity {

@@ -29,9 +29,11 @@ mod settings;
 pub mod step;
 mod stop;
 pub mod task;
+pub mod watch;
 
 pub use failure::{Failure, Result};
 pub use stop::StopFlag;
+pub use watch::Watch;
 
 /// How a command ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -310,6 +310,30 @@ section! {
     }
 }
 
+section! {
+    /// `[watchdog]`: how many seconds each section of a run may go without progress before the rank
+    /// writes a flight record and ends the job with exit code 75. 0 turns a deadline off. Each
+    /// micro-batch counts as progress.
+    WatchdogSection at "watchdog" {
+        /// Before the first step: corpus, weights, resumption. Default 900; whole seconds, 0 = off.
+        setup: u64 = 900;
+        /// Waiting for the loader. Default 300.
+        data: u64 = 300;
+        /// Forward and backward of one micro-batch. Default 600.
+        forward: u64 = 600;
+        /// Waiting in a collective for ranks that make no progress. Default 600. A rank that is in
+        /// `setup`, `eval` or `checkpoint` has the deadline of that section instead, where it runs
+        /// on the same host. Over several hosts choose it longer than a checkpoint takes.
+        collective: u64 = 600;
+        /// Clipping, update and log of a step. Default 120.
+        optimizer: u64 = 120;
+        /// One micro-batch of an evaluation. Default 1800.
+        eval: u64 = 1800;
+        /// Saving a checkpoint, and the end of the run. Default 600.
+        checkpoint: u64 = 600;
+    }
+}
+
 /// The whole configuration of a run.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -332,4 +356,6 @@ pub struct Config {
     pub log: LogSection,
     /// The Prometheus endpoint.
     pub metrics: MetricsSection,
+    /// Deadlines.
+    pub watchdog: WatchdogSection,
 }

@@ -1,6 +1,9 @@
-//! What the processes of a run agree on: exit codes and the metric catalogue.
+//! What the processes of a run agree on: exit codes, the metric catalogue and the names of sections.
 //!
 //! This crate has no native dependencies, so that every binary can share it.
 
 pub mod exit;
 pub mod metrics;
+mod section;
+
+pub use section::Section;

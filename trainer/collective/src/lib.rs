@@ -8,10 +8,12 @@
 
 mod error;
 mod mpi_world;
+mod observed;
 mod single;
 
 pub use error::{Error, Result};
 pub use mpi_world::MpiWorld;
+pub use observed::{Observed, Observer};
 pub use single::Single;
 
 /// Where a process stands among the ranks of the run.

@@ -1,7 +1,7 @@
 //! What a run says of itself: metrics and log of each step and evaluation, and the end.
 
 use scpeft_collective::Collective;
-use scpeft_protocol::metrics;
+use scpeft_protocol::{Section, metrics};
 use serde_json::json;
 
 use super::Training;
@@ -130,6 +130,7 @@ impl Training {
     }
 
     pub(super) fn finish(&mut self, world: &dyn Collective, outcome: Outcome) -> Result<()> {
+        self.watch.enter(Section::Checkpoint);
         let peaks = world.gather(&peak_rss_bytes().to_le_bytes())?;
         let Some(outputs) = &mut self.outputs else {
             return Ok(());

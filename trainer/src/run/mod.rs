@@ -6,10 +6,10 @@ mod start;
 use std::path::Path;
 use std::time::Instant;
 
-use scpeft_collective::{Collective, Topology};
+use scpeft_collective::{Collective, Observed, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
-use scpeft_protocol::{exit, metrics};
+use scpeft_protocol::{Section, exit, metrics};
 
 use crate::Outcome;
 use crate::args::{ParametersArgs, RunArgs};
@@ -27,6 +27,7 @@ use crate::selection::ModelSelection;
 use crate::settings;
 use crate::step::{Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
+use crate::watch::Watch;
 
 /// Trains as `args` say; the whole of `scpeft-train run`.
 ///
@@ -37,8 +38,12 @@ use crate::stop::StopFlag;
 /// # Errors
 /// Anything from a misspelt key to a full disk, with its exit code.
 pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
+    let watch = Watch::start(world)?;
+    let observed = Observed::new(world, &watch);
+    let world: &dyn Collective = &observed;
     let resolved = agree(world, load_config(args.config.as_deref(), &args.overrides))?;
     let config = &resolved.config;
+    watch.configure(&config.watchdog, &config.run.dir);
     let run_dir = RunDir::new(&config.run.dir);
     let root = world.topology().is_root();
     let from = agree(
@@ -53,7 +58,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     let assembly = agree(world, Assembly::for_training(config, world.topology()))?;
     let (training, loaders) = agree(
         world,
-        Training::begin(world, &resolved, args, assembly, from.as_deref()),
+        Training::begin(world, &watch, &resolved, args, assembly, from.as_deref()),
     )?;
     match training.drive(world, &loaders, stop) {
         Err(failure) if world.topology().world_size > 1 => {
@@ -104,6 +109,7 @@ struct Training {
     loading: LoaderWatch,
     bad_steps: u64,
     world_size: usize,
+    watch: Watch,
 }
 
 impl Training {
@@ -142,6 +148,8 @@ impl Training {
         let mut stream = loader.epoch(self.cursor.epoch, self.cursor.batch);
         while self.cursor.step < self.schedule.planned_steps {
             let begun = Instant::now();
+            self.watch.set_step(self.cursor.step + 1);
+            self.watch.enter(Section::Data);
             let Some(batch) = next(&mut stream)? else {
                 break;
             };
@@ -185,6 +193,7 @@ impl Training {
             clip_norm: self.config.train.clip_norm,
             seed: self.config.run.seed,
             staging,
+            watch: &self.watch,
         };
         let report = stepper.step(world, self.cursor.step, batch, stop)?;
         self.bad_steps = match report.skipped {
@@ -207,13 +216,15 @@ impl Training {
     /// Evaluation, model selection and checkpoint at the end of an epoch or of the run.
     fn end_epoch(&mut self, world: &dyn Collective, loaders: &SplitLoaders) -> Result<()> {
         let begun = Instant::now();
+        self.watch.enter(Section::Eval);
         let Assembly {
             model,
             task,
             staging,
             ..
         } = &self.assembly;
-        let evaluation = evaluate(world, model, task.as_ref(), &loaders.valid, staging)?;
+        let valid = &loaders.valid;
+        let evaluation = evaluate(world, model, task.as_ref(), valid, staging, &self.watch)?;
         self.exporter.add(
             &metrics::SECTION_SECONDS,
             &["eval"],
@@ -242,6 +253,7 @@ impl Training {
 
     /// Writes a checkpoint (rank 0), and makes it the best one when it is.
     fn save(&mut self, is_best: bool) -> Result<()> {
+        self.watch.enter(Section::Checkpoint);
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };

@@ -18,10 +18,12 @@ use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
+use crate::watch::Watch;
 
 impl Training {
     pub(super) fn begin(
         world: &dyn Collective,
+        watch: &Watch,
         resolved: &Resolved,
         args: &RunArgs,
         mut assembly: Assembly,
@@ -51,6 +53,7 @@ impl Training {
             loading: LoaderWatch::default(),
             bad_steps: 0,
             world_size: world.topology().world_size,
+            watch: watch.clone(),
         };
         if world.topology().is_root() {
             training.outputs = Some(Outputs::open(

@@ -73,6 +73,7 @@ impl Contrasts {
                 Ok(both.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?)
             })?;
             own.push((micro.index, cells));
+            stepper.watch.beat();
         }
         let (all, firsts) = gather(world, &own)?;
         let width = all.size2()?.1 / 2;

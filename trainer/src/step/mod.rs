@@ -12,11 +12,13 @@ use scpeft_model::backbone::scgpt::Scgpt;
 use scpeft_model::exec::{Dropout, Pass};
 use scpeft_model::norm::Observed;
 use scpeft_model::{Params, device};
+use scpeft_protocol::Section;
 use tch::{Device, Kind, Tensor};
 
 use crate::failure::{Failure, Result};
 use crate::optim::{Adam, Schedule, clip_grad_norm};
 use crate::task::{LossSums, Staging, Task, scalar};
+use crate::watch::Watch;
 
 use contrast::Contrasts;
 use tail::{NormSums, Tail};
@@ -108,6 +110,8 @@ pub struct Stepper<'a> {
     pub seed: u64,
     /// How micro-batches become tensors.
     pub staging: &'a Staging,
+    /// Told of sections and progress.
+    pub watch: &'a Watch,
 }
 
 /// What one rank adds up over its micro-batches.
@@ -137,6 +141,7 @@ impl Stepper<'_> {
         stop: bool,
     ) -> Result<StepReport> {
         let start = Instant::now();
+        self.watch.enter(Section::Forward);
         self.params.zero_grad()?;
         let counts = self.agree_on_counts(world, batch)?;
         let counted = Instant::now();
@@ -155,10 +160,12 @@ impl Stepper<'_> {
         for (place, micro) in batch.micro.iter().enumerate() {
             let pull = contrasts.as_ref().map(|c| c.pull(place));
             self.accumulate(step, micro, &counts, pull, &mut sums)?;
+            self.watch.beat();
         }
         let computed = Instant::now();
         let tail = self.reduce(world, &sums, stop)?;
         let reduced = Instant::now();
+        self.watch.enter(Section::Optimizer);
         let lr = self.schedule.lr(step);
         let empty = counts.iter().all(|&count| count == 0.0);
         let (grad_norm, skipped) = if empty {
