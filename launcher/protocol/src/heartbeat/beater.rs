@@ -40,6 +40,16 @@ struct Shared {
     woken: Condvar,
 }
 
+/// How far the end of the connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The rank has nothing more to say.
+    Closing,
+    /// The thread is at its end.
+    Closed,
+}
+
 /// The connection to the launcher.
 #[derive(Debug, Clone, Copy)]
 enum Link {
@@ -58,13 +68,16 @@ struct State {
     hello_changed: bool,
     beat_changed: bool,
     bye: Option<Bye>,
-    closing: bool,
-    closed: bool,
+    phase: Phase,
     link: Link,
     command: Option<Command>,
 }
 
 impl State {
+    fn has_to_talk(&self) -> bool {
+        self.phase == Phase::Open || self.bye.is_some()
+    }
+
     fn enter(&mut self, section: Section, now: Instant) {
         let spent = now.saturating_duration_since(self.section_since);
         self.beat.section_seconds[self.beat.section.index()] += spent.as_secs_f64();
@@ -121,8 +134,7 @@ impl Beater {
                 hello_changed: false,
                 beat_changed: true,
                 bye: None,
-                closing: false,
-                closed: false,
+                phase: Phase::Open,
                 link: Link::Never,
                 command: None,
             }),
@@ -133,7 +145,7 @@ impl Beater {
             .name("scpeft-heartbeat".into())
             .spawn(move || {
                 talk(&own, &address);
-                own.lock().closed = true;
+                own.lock().phase = Phase::Closed;
                 own.woken.notify_all();
             })?;
         Ok(Self {
@@ -206,10 +218,10 @@ impl Beater {
             return;
         };
         let mut state = shared.lock();
-        state.closing = true;
+        state.phase = Phase::Closing;
         shared.woken.notify_all();
         let deadline = Instant::now() + FAREWELL;
-        while !state.closed {
+        while state.phase != Phase::Closed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // The thread ends by itself within its patience, or with the process.
@@ -237,7 +249,7 @@ impl Drop for Beater {
 /// Connects, tells, connects again, until asked to close.
 fn talk(shared: &Shared, address: &Address) {
     let mut pause = INTERVAL_MIN / 2;
-    while !shared.lock().closing || shared.lock().bye.is_some() {
+    while shared.lock().has_to_talk() {
         if let Ok(connection) = Connection::open(address, PATIENCE) {
             shared.lock().link = Link::Up;
             pause = INTERVAL_MIN / 2;
@@ -248,13 +260,13 @@ fn talk(shared: &Shared, address: &Address) {
         if matches!(state.link, Link::Up) {
             state.link = Link::Lost(Instant::now());
         }
-        if state.closing {
+        if state.phase != Phase::Open {
             // One attempt has been made to say goodbye.
             return;
         }
         let _ = shared
             .woken
-            .wait_timeout_while(state, pause, |state| !state.closing);
+            .wait_timeout_while(state, pause, |state| state.phase == Phase::Open);
         pause = (pause * 2).min(BACKOFF_MAX);
     }
 }
@@ -268,7 +280,7 @@ fn tell(shared: &Shared, mut connection: Connection) -> Result<(), HeartbeatErro
         let (hello, beat, bye) = {
             let mut state = shared.lock();
             let due = state.beat_changed
-                || state.closing
+                || state.phase != Phase::Open
                 || last_sent.is_none_or(|sent| sent.elapsed() >= INTERVAL_MAX);
             if due {
                 let section = state.beat.section;
@@ -279,7 +291,7 @@ fn tell(shared: &Shared, mut connection: Connection) -> Result<(), HeartbeatErro
             (
                 hello,
                 due.then(|| state.beat.clone()),
-                state.closing.then(|| state.bye.take()),
+                (state.phase != Phase::Open).then(|| state.bye.take()),
             )
         };
         if let Some(hello) = hello {
@@ -299,7 +311,9 @@ fn tell(shared: &Shared, mut connection: Connection) -> Result<(), HeartbeatErro
         // A closing rank wakes us at once; everything else waits for its turn.
         let _ = shared
             .woken
-            .wait_timeout_while(shared.lock(), INTERVAL_MIN, |state| !state.closing);
+            .wait_timeout_while(shared.lock(), INTERVAL_MIN, |state| {
+                state.phase == Phase::Open
+            });
     }
 }
 
