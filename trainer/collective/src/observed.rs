@@ -1,3 +1,6 @@
+use std::rc::Rc;
+
+use crate::all_gather::{AllGather, GatherBuffer, Gathering, Group};
 use crate::{Collective, Result, Topology};
 
 /// Told of every collective as it begins and ends.
@@ -11,7 +14,7 @@ pub trait Observer {
 /// A world whose collectives are observed.
 pub struct Observed<'a> {
     inner: &'a dyn Collective,
-    observer: &'a dyn Observer,
+    observer: Rc<dyn Observer>,
 }
 
 impl std::fmt::Debug for Observed<'_> {
@@ -24,16 +27,20 @@ impl std::fmt::Debug for Observed<'_> {
 
 impl<'a> Observed<'a> {
     /// Observes `inner`.
-    pub fn new(inner: &'a dyn Collective, observer: &'a dyn Observer) -> Self {
+    pub fn new(inner: &'a dyn Collective, observer: Rc<dyn Observer>) -> Self {
         Self { inner, observer }
     }
 
     fn watch<T>(&self, op: &'static str, bytes: usize, run: impl FnOnce() -> T) -> T {
-        self.observer.begin(op, bytes);
-        let result = run();
-        self.observer.end();
-        result
+        watch(self.observer.as_ref(), op, bytes, run)
     }
+}
+
+fn watch<T>(observer: &dyn Observer, op: &'static str, bytes: usize, run: impl FnOnce() -> T) -> T {
+    observer.begin(op, bytes);
+    let result = run();
+    observer.end();
+    result
 }
 
 impl Collective for Observed<'_> {
@@ -61,11 +68,73 @@ impl Collective for Observed<'_> {
         self.watch("gather", bytes.len(), || self.inner.gather(bytes))
     }
 
+    fn all_gather(&self, group: Group) -> Result<Rc<dyn AllGather>> {
+        let inner = self.watch("group", 0, || self.inner.all_gather(group))?;
+        Ok(Rc::new(ObservedGroup {
+            inner,
+            observer: self.observer.clone(),
+        }))
+    }
+
     fn barrier(&self) -> Result<()> {
         self.watch("barrier", 0, || self.inner.barrier())
     }
 
     fn abort(&self, code: i32) -> ! {
         self.inner.abort(code)
+    }
+}
+
+/// A group whose gathers are observed where they wait.
+struct ObservedGroup {
+    inner: Rc<dyn AllGather>,
+    observer: Rc<dyn Observer>,
+}
+
+impl std::fmt::Debug for ObservedGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl AllGather for ObservedGroup {
+    fn rank(&self) -> usize {
+        self.inner.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.inner.ranks()
+    }
+
+    fn start(&self, buffer: Box<dyn GatherBuffer>) -> Result<Box<dyn Gathering>> {
+        let bytes = buffer.part_bytes();
+        Ok(Box::new(ObservedGathering {
+            inner: self.inner.start(buffer)?,
+            bytes,
+            observer: self.observer.clone(),
+        }))
+    }
+}
+
+struct ObservedGathering {
+    inner: Box<dyn Gathering>,
+    bytes: usize,
+    observer: Rc<dyn Observer>,
+}
+
+impl std::fmt::Debug for ObservedGathering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Gathering for ObservedGathering {
+    fn wait(self: Box<Self>) -> Result<()> {
+        let Self {
+            inner,
+            bytes,
+            observer,
+        } = *self;
+        watch(observer.as_ref(), "all_gather", bytes, || inner.wait())
     }
 }

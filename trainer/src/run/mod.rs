@@ -4,6 +4,7 @@ mod account;
 mod start;
 
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use scpeft_collective::{Collective, Observed, Topology};
@@ -39,7 +40,7 @@ use crate::watch::Watch;
 /// Anything from a misspelt key to a full disk, with its exit code.
 pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
     let watch = Watch::start(world)?;
-    let observed = Observed::new(world, &watch);
+    let observed = Observed::new(world, Rc::new(watch.clone()));
     let world: &dyn Collective = &observed;
     let resolved = agree(world, load_config(args.config.as_deref(), &args.overrides))?;
     let config = &resolved.config;
