@@ -19,7 +19,7 @@ const REPORT: Duration = Duration::from_secs(5);
 
 fn arguments() -> Vec<String> {
     let mut settings = vec![
-        "train.epochs=60".to_owned(),
+        "train.epochs=30".to_owned(),
         "checkpoint.every_steps=7".to_owned(),
     ];
     for section in [

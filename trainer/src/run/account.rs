@@ -1,7 +1,8 @@
 //! What a run says of itself: metrics and log of each step and evaluation, and the end.
 
 use scpeft_collective::Collective;
-use scpeft_protocol::{Section, metrics};
+use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::metrics;
 use serde_json::json;
 
 use super::Training;

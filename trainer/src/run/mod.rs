@@ -10,7 +10,8 @@ use std::time::Instant;
 use scpeft_collective::{Collective, Observed, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
-use scpeft_protocol::{Section, exit, metrics};
+use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::{exit, metrics};
 
 use crate::Outcome;
 use crate::args::{ParametersArgs, RunArgs};

@@ -12,7 +12,7 @@ use scpeft_model::backbone::scgpt::Scgpt;
 use scpeft_model::exec::{Dropout, Pass};
 use scpeft_model::norm::Observed;
 use scpeft_model::{Params, device};
-use scpeft_protocol::Section;
+use scpeft_protocol::heartbeat::Section;
 use tch::{Device, Kind, Tensor};
 
 use crate::failure::{Failure, Result};

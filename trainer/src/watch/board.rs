@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use scpeft_collective::Collective;
-use scpeft_protocol::Section;
+use scpeft_protocol::heartbeat::Section;
 
 use crate::failure::Result;
 
@@ -68,7 +68,7 @@ impl Slot {
         (pid != 0).then_some(State {
             rank,
             pid,
-            section: Section::at(self.section.load(Ordering::Relaxed)).unwrap_or(Section::Setup),
+            section: section_at(self.section.load(Ordering::Relaxed)),
             step: self.step.load(Ordering::Relaxed),
             since: self.since.load(Ordering::Relaxed),
             beat,
@@ -156,6 +156,12 @@ impl Board {
     pub(super) fn is_alarmed(&self) -> bool {
         self.slot(0).pid.load(Ordering::Acquire) != 0
     }
+}
+
+/// The section with this number. Only numbers of sections are ever stored.
+pub(super) fn section_at(number: u64) -> Section {
+    let found = Section::ALL.into_iter().find(|&s| s as u64 == number);
+    found.unwrap_or(Section::Setup)
 }
 
 /// Memory that needs no disk, where the host has such a folder.

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use scpeft_collective::{Collective, Observer};
 use scpeft_config::WatchdogSection;
-use scpeft_protocol::{Section, exit};
+use scpeft_protocol::exit;
+use scpeft_protocol::heartbeat::Section;
 
 use crate::failure::{Failure, Result};
 use board::Board;
@@ -138,7 +139,7 @@ impl Observer for Watch {
 
 impl Shared {
     fn outer(&self) -> Section {
-        Section::at(self.outer.load(Ordering::Relaxed)).unwrap_or(Section::Setup)
+        board::section_at(self.outer.load(Ordering::Relaxed))
     }
 
     /// The watchdog thread.

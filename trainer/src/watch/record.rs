@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use scpeft_checkpoint::fsx;
-use scpeft_protocol::Section;
+use scpeft_protocol::heartbeat::Section;
 use serde_json::{Value, json};
 
 use super::board::State;
@@ -88,7 +88,8 @@ impl Report {
             behind,
         } = expired;
         let mut lines = vec![format!(
-            "rank {rank}: no progress in section `{section}` for {:.1} s (the deadline is {} s), step {step}",
+            "rank {rank}: no progress in section `{}` for {:.1} s (the deadline is {} s), step {step}",
+            section.name(),
             waited.as_secs_f64(),
             deadline.as_secs()
         )];
@@ -117,7 +118,8 @@ impl Report {
         });
         lines.push(format!(
             "help: {records}`--resume` continues from the last checkpoint; \
-             raise `watchdog.{section}` if this may take longer"
+             raise `watchdog.{}` if this may take longer",
+            section.name()
         ));
         lines.join("\n")
     }
@@ -128,7 +130,7 @@ impl Report {
             other.rank,
             other.pid,
             process_state(other.pid),
-            other.section,
+            other.section.name(),
             other.step,
             self.seconds_since(other.beat)
         )
@@ -148,7 +150,7 @@ impl Report {
                 "rank": state.rank,
                 "pid": state.pid,
                 "process": process_state(state.pid),
-                "section": state.section.as_str(),
+                "section": state.section.name(),
                 "step": state.step,
                 "section_begun": at(state.since),
                 "last_progress": at(state.beat),
@@ -172,7 +174,7 @@ impl Report {
             "time": unix,
             "world_size": self.world_size,
             "expired": self.expired.as_ref().map(|expired| json!({
-                "section": expired.section.as_str(),
+                "section": expired.section.name(),
                 "seconds": expired.waited.as_secs_f64(),
                 "deadline_seconds": expired.deadline.as_secs(),
             })),

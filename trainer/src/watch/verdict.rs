@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use scpeft_config::WatchdogSection;
-use scpeft_protocol::Section;
+use scpeft_protocol::heartbeat::Section;
 
 use super::board::State;
 
@@ -22,6 +22,7 @@ impl Deadlines {
                 Section::Optimizer => config.optimizer,
                 Section::Eval => config.eval,
                 Section::Checkpoint => config.checkpoint,
+                Section::Done => 0,
             };
             (seconds > 0).then(|| Duration::from_secs(seconds))
         }))
@@ -134,9 +135,9 @@ mod tests {
             (Section::Checkpoint, 600),
         ] {
             let own = state(0, section, 10, 5);
-            assert_eq!(judged(own, &[], 10 + deadline), None, "{section}");
+            assert_eq!(judged(own, &[], 10 + deadline), None, "{section:?}");
             let expired = judged(own, &[], 11 + deadline).unwrap();
-            assert_eq!(expired.deadline.as_secs(), deadline, "{section}");
+            assert_eq!(expired.deadline.as_secs(), deadline, "{section:?}");
         }
     }
 
