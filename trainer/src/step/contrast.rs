@@ -52,6 +52,8 @@ impl Pull<'_> {
 }
 
 impl Contrasts {
+    /// `passes` is the largest number of micro-batches of a rank.
+    ///
     /// # Collective
     /// Must be called by all ranks.
     pub(super) fn prepare(
@@ -59,6 +61,7 @@ impl Contrasts {
         world: &dyn Collective,
         step: u64,
         batch: &StepBatches,
+        passes: usize,
         contrast: Contrast,
     ) -> Result<Self> {
         let device = stepper.params.device();
@@ -74,6 +77,10 @@ impl Contrasts {
             })?;
             own.push((micro.index, cells));
             stepper.watch.beat();
+        }
+        for _ in batch.micro.len()..passes {
+            stepper.model.join_forward()?;
+            stepper.model.join_forward()?;
         }
         let (all, firsts) = gather(world, &own)?;
         let width = all.size2()?.1 / 2;
