@@ -113,20 +113,28 @@ impl PackedBlock {
         self.value_ends.reserve_exact(rows);
     }
 
-    /// Gives back what was reserved too much.
-    pub(crate) fn shrink(&mut self) {
-        self.genes.shrink_to_fit();
-        self.values.shrink_to_fit();
+    /// Makes room for `rows` cells in all, from what those that are here take: growing step by step
+    /// would copy them again and again.
+    pub(crate) fn expect(&mut self, rows: usize) {
+        let here = self.rows().max(1);
+        for bytes in [&mut self.genes, &mut self.values] {
+            let all = bytes.len() * rows / here;
+            bytes.reserve_exact((all + all / 16).saturating_sub(bytes.len()));
+        }
     }
 }
 
 /// Appends gene indices, which must be strictly ascending.
 pub(crate) fn pack_genes(genes: &[u32], out: &mut Vec<u8>) {
     out.reserve(genes.len() + genes.len() / 64 + 8);
-    let mut next = 0;
-    for &gene in genes {
-        pack_number(gene - next, out);
-        next = gene + 1;
+    let Some((&first, others)) = genes.split_first() else {
+        return;
+    };
+    pack_number(first, out);
+    let (before, after) = (genes.chunks(RUN), others.chunks(RUN));
+    for (before, after) in before.zip(after) {
+        let gap = |place: usize| after[place] - before[place] - 1;
+        pack_run(after.len(), gap, out);
     }
 }
 
@@ -135,8 +143,8 @@ pub(crate) fn pack_values(values: &[f32], kind: ValueKind, out: &mut Vec<u8>) {
     match kind {
         ValueKind::Counts => {
             out.reserve(values.len() + 8);
-            for &value in values {
-                pack_number(value as u32, out);
+            for run in values.chunks(RUN) {
+                pack_run(run.len(), |place| run[place] as u32, out);
             }
         }
         ValueKind::Lognorm => {
@@ -148,7 +156,25 @@ pub(crate) fn pack_values(values: &[f32], kind: ValueKind, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends at most [`RUN`] numbers, without a branch for each when none of them is escaped.
 #[inline]
+fn pack_run(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
+    let mut bytes = [0; RUN];
+    let mut wide = 0;
+    for (place, byte) in bytes[..n].iter_mut().enumerate() {
+        let number = number(place);
+        wide |= u32::from(number >= u32::from(ESCAPE));
+        *byte = number as u8;
+    }
+    if wide == 0 {
+        out.extend_from_slice(&bytes[..n]);
+    } else {
+        for place in 0..n {
+            pack_number(number(place), out);
+        }
+    }
+}
+
 fn pack_number(number: u32, out: &mut Vec<u8>) {
     if number < u32::from(ESCAPE) {
         out.push(number as u8);
@@ -188,6 +214,7 @@ pub(crate) fn unpack(
     Ok(())
 }
 
+#[inline]
 fn has_escape(run: &[u8; RUN]) -> bool {
     run.iter()
         .fold(0, |found, &byte| found | u8::from(byte == ESCAPE))

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
 const DECODE_CELLS: usize = 512;
+/// Cells after which the size of a block is estimated.
+const SAMPLE_CELLS: usize = 256;
 /// Lengths decoded at a time.
 const LENGTH_CELLS: usize = 8192;
 
@@ -196,8 +198,12 @@ impl Corpus {
         let mut block = PackedBlock::default();
         let kind = self.value_kind();
         let rows = self.row_groups[row_group].rows as usize;
-        block.reserve(chosen.map_or(rows, <[u32]>::len));
+        let rows = chosen.map_or(rows, <[u32]>::len);
+        block.reserve(rows);
         self.read_cells(row_group, chosen, &mut |_, cell| {
+            if block.rows() == SAMPLE_CELLS {
+                block.expect(rows);
+            }
             match cell {
                 Decoded::Lists(genes, values) => block.push(genes, values, kind),
                 Decoded::Packed(genes, values) => block.push_packed(genes, values),
@@ -205,7 +211,6 @@ impl Corpus {
             }
             Ok(())
         })?;
-        block.shrink();
         Ok(block)
     }
 
