@@ -130,7 +130,7 @@ pub(crate) fn pack_genes(genes: &[u32], out: &mut Vec<u8>) {
     let Some((&first, others)) = genes.split_first() else {
         return;
     };
-    pack_number(first, out);
+    pack_run(1, |_| first, out);
     let (before, after) = (genes.chunks(RUN), others.chunks(RUN));
     for (before, after) in before.zip(after) {
         let gap = |place: usize| after[place] - before[place] - 1;
@@ -169,23 +169,36 @@ fn pack_run(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
     if wide == 0 {
         out.extend_from_slice(&bytes[..n]);
     } else {
-        for place in 0..n {
-            pack_number(number(place), out);
-        }
+        pack_wide(n, number, out);
     }
 }
 
-fn pack_number(number: u32, out: &mut Vec<u8>) {
-    if number < u32::from(ESCAPE) {
-        out.push(number as u8);
-    } else if number < u32::from(WIDE_ESCAPE) {
-        out.push(ESCAPE);
-        out.extend_from_slice(&(number as u16).to_le_bytes());
-    } else {
-        out.push(ESCAPE);
-        out.extend_from_slice(&WIDE_ESCAPE.to_le_bytes());
-        out.extend_from_slice(&number.to_le_bytes());
+/// As [`pack_run`], for numbers some of which are escaped: they meet in an array of their own, which has
+/// room for all, because `out` would be asked for room again and again.
+fn pack_wide(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
+    const LONGEST: usize = 1 + size_of::<u16>() + size_of::<u32>();
+    let mut bytes = [0; RUN * LONGEST];
+    let mut end = 0;
+    let mut put = |part: &[u8]| {
+        bytes[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+    };
+    for place in 0..n {
+        let number = number(place);
+        match u16::try_from(number) {
+            Ok(number) if number < u16::from(ESCAPE) => put(&[number as u8]),
+            Ok(number) if number < WIDE_ESCAPE => {
+                put(&[ESCAPE]);
+                put(&number.to_le_bytes());
+            }
+            _ => {
+                put(&[ESCAPE]);
+                put(&WIDE_ESCAPE.to_le_bytes());
+                put(&number.to_le_bytes());
+            }
+        }
     }
+    out.extend_from_slice(&bytes[..end]);
 }
 
 /// Unpacks one cell into `out`, in place of what it held.
