@@ -178,7 +178,7 @@ fn sampler(config: &Config, per_domain: bool, check: &mut Check<'_>) {
     if draws && per_domain {
         check.conflict(
             "data.sampler",
-            &format!(
+            format!(
                 "`{}` draws a different number of cells of each batch in every epoch, which \
                  `backbone.norm = \"domain\"` cannot cut into micro-batches of one batch",
                 data.sampler
@@ -217,7 +217,7 @@ fn sampler(config: &Config, per_domain: bool, check: &mut Check<'_>) {
         } else if column.is_some() && !check.refused(key) {
             check.conflict(
                 key,
-                &format!("`{key}` has no effect without `data.sampler = \"{needs}\"`"),
+                format!("`{key}` has no effect without `data.sampler = \"{needs}\"`"),
                 "set the sampler, or remove it",
             );
         }
