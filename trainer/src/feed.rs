@@ -251,7 +251,8 @@ impl Feed {
                 let weights = self.corpus.obs_numbers(column)?;
                 let chosen: Vec<u64> = selection.cell_indices().collect();
                 let weight = |&cell: &u64| weights[cell as usize];
-                if let Some(&cell) = chosen.iter().find(|cell| !(weight(cell) >= 0.0)) {
+                let unusable = |cell: &&u64| !weight(cell).is_finite() || weight(cell) < 0.0;
+                if let Some(&cell) = chosen.iter().find(unusable) {
                     let id = self.corpus.cell_ids(&[cell])?.pop().unwrap_or_default();
                     return Err(Failure::data(format!(
                         "cell `{id}`: obs column `{column}` is {}, expected a weight of 0 or more\n\
