@@ -86,8 +86,11 @@ fn trust(corpus: &Path, bytes: u64) {
     std::fs::write(corpus.join("manifest.json"), text).unwrap();
 }
 
+/// Genes and values.
+type Cell = (Vec<u32>, Vec<f32>);
+
 /// Everything that a corpus holds: genes and values of every cell, its id and its obs codes.
-fn contents(path: &Path) -> Result<Vec<(Vec<u32>, Vec<f32>)>, String> {
+fn contents(path: &Path) -> Result<Vec<Cell>, String> {
     let corpus = Corpus::open(path).map_err(|e| e.to_string())?;
     let (genes, kind) = (corpus.genes().len() as u32, corpus.value_kind());
     let (mut cells, mut buffer) = (Vec::new(), CellBuffer::default());
