@@ -26,7 +26,7 @@ pub(crate) struct Identity {
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
 /// things), how fast they are read, how often the run looks up, and when it stops.
-const MAY_CHANGE: [&str; 16] = [
+const MAY_CHANGE: [&str; 17] = [
     "run.dir",
     "run.name",
     "run.device",
@@ -37,6 +37,7 @@ const MAY_CHANGE: [&str; 16] = [
     "data.loader_threads",
     "data.prefetch_steps",
     "backbone.path",
+    "backbone.shard",
     "train.early_stop_patience",
     "train.non_finite_limit",
     "checkpoint.every_steps",
