@@ -209,6 +209,13 @@ impl Feed {
         })
     }
 
+    /// Cells of the row groups that a shuffle window of `row_groups` and the next one hold, at most.
+    pub fn cells_of_windows(&self, row_groups: usize) -> u64 {
+        let groups = self.corpus.row_groups();
+        let largest = groups.iter().map(|group| group.rows).max().unwrap_or(0);
+        (2 * row_groups as u64 * u64::from(largest)).min(self.corpus.n_cells())
+    }
+
     /// The shuffled loader of training.
     ///
     /// # Errors
