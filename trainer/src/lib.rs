@@ -18,6 +18,7 @@ pub mod feed;
 mod identity;
 mod loading;
 pub mod optim;
+pub mod plan;
 mod plot;
 pub mod predict;
 pub mod record;
