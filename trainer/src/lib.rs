@@ -17,6 +17,7 @@ mod failure;
 pub mod feed;
 mod identity;
 mod loading;
+mod movement;
 pub mod optim;
 mod plot;
 pub mod predict;

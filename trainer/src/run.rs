@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use scpeft_checkpoint::Score;
 use scpeft_collective::{Collective, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
@@ -12,12 +13,14 @@ use serde_json::json;
 use crate::Outcome;
 use crate::args::{ParametersArgs, RunArgs};
 use crate::assembly::{Assembly, SplitLoaders};
-use crate::checkpointing::{self, Cursor, Progress, RunDir, Saver};
+use crate::checkpointing::{self, Cursor, Evaluated, Finished, Progress, RunDir, Saver};
 use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::identity::Allowed;
 use crate::loading::LoaderWatch;
+use crate::movement::Movement;
 use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder, peak_rss_bytes};
 use crate::report::Reporter;
@@ -103,6 +106,10 @@ struct Training {
     loading: LoaderWatch,
     bad_steps: u64,
     world_size: usize,
+    /// Until its verdict.
+    movement: Option<Movement>,
+    /// What changed on resumption with the user's leave.
+    changed: Vec<String>,
 }
 
 impl Training {
@@ -119,13 +126,23 @@ impl Training {
         let (_, larger) = assembly.task.selection();
         let mut selection = ModelSelection::new(larger, config.train.early_stop_patience);
         let mut cursor = Cursor::default();
+        let mut changed = Vec::new();
+        let allowed = Allowed::new(&args.allow_change)?;
         if let Some(path) = from {
-            cursor =
-                checkpointing::restore(path, &config, &mut assembly, &mut adam, &mut selection)?;
+            (cursor, changed) = checkpointing::restore(
+                path,
+                &config,
+                &mut assembly,
+                &mut adam,
+                &mut selection,
+                &allowed,
+            )?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
         let exporter = start_exporter(&config, world, &assembly, &schedule)?;
         let mut training = Self {
+            movement: Some(Movement::new(&assembly.params)?),
+            changed,
             config,
             assembly,
             adam,
@@ -156,7 +173,7 @@ impl Training {
         let mut outcome = Outcome::Done;
         while !self.is_complete() {
             if self.epoch(world, &loaders.train, stop)? {
-                self.save(false)?;
+                self.save(None)?;
                 outcome = Outcome::Preempted;
                 break;
             }
@@ -164,6 +181,7 @@ impl Training {
             self.list_skipped(loaders)?;
         }
         self.list_skipped(loaders)?;
+        self.last_save()?;
         self.finish(world, outcome)?;
         Ok(outcome)
     }
@@ -190,12 +208,13 @@ impl Training {
             self.cursor.step += 1;
             self.cursor.batch += 1;
             self.account(&report, begun.elapsed().as_secs_f64(), data_seconds)?;
+            self.check_movement(&report)?;
             if report.stop {
                 return Ok(true);
             }
             let every = self.config.checkpoint.every_steps;
             if every > 0 && self.cursor.step.is_multiple_of(every) {
-                self.save(false)?;
+                self.save(None)?;
             }
         }
         Ok(false)
@@ -275,6 +294,9 @@ impl Training {
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
+        if let Some(finished) = outputs.saver.poll()? {
+            note_save(&self.exporter, &finished);
+        }
         outputs.reporter.advance(self.cursor.step, report.loss);
         if let Some(reason) = report.skipped {
             outputs.reporter.warn(&format!(
@@ -357,8 +379,14 @@ impl Training {
             self.cursor.epoch += 1;
             self.cursor.batch = 0;
         }
+        let (name, larger_is_better) = self.assembly.task.selection();
         self.show(&evaluation, name, epoch)?;
-        self.save(is_best)
+        let score = Score {
+            metric: name.to_owned(),
+            value,
+            larger_is_better,
+        };
+        self.save(value.is_finite().then_some(Evaluated { score, is_best }))
     }
 
     fn show(&mut self, evaluation: &Evaluation, selecting: &str, epoch: u64) -> Result<()> {
@@ -385,27 +413,70 @@ impl Training {
         }
     }
 
-    /// Writes a checkpoint (rank 0), and makes it the best one when it is.
-    fn save(&mut self, is_best: bool) -> Result<()> {
+    /// Has a checkpoint written in the background (rank 0). The loop waits for the one before it
+    /// and for the copy of its state, no longer.
+    fn save(&mut self, evaluated: Option<Evaluated>) -> Result<()> {
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
         let begun = Instant::now();
+        if let Some(finished) = outputs.saver.wait()? {
+            note_save(&self.exporter, &finished);
+        }
         let progress = Progress {
             cursor: &self.cursor,
             selection: &self.selection,
             world_size: self.world_size,
         };
-        let saved =
-            outputs
-                .saver
-                .save(&self.config, &self.assembly, &self.adam, &progress, is_best)?;
+        let Self {
+            config,
+            assembly,
+            adam,
+            ..
+        } = self;
+        (outputs.saver).start(config, assembly, adam, &progress, evaluated)?;
         let seconds = begun.elapsed().as_secs_f64();
         let e = &self.exporter;
         e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);
-        e.add(&metrics::CHECKPOINT_SECONDS, &[], seconds);
-        e.set(&metrics::CHECKPOINT_BYTES, &[], saved as f64);
-        e.set_now(&metrics::LAST_CHECKPOINT);
+        e.observe(&metrics::CHECKPOINT_STALL, seconds);
+        Ok(())
+    }
+
+    /// Waits for the last checkpoint of this start: a run that says it ended has saved its state.
+    fn last_save(&mut self) -> Result<()> {
+        let Some(outputs) = &mut self.outputs else {
+            return Ok(());
+        };
+        let Some(finished) = outputs.saver.wait()? else {
+            return Ok(());
+        };
+        note_save(&self.exporter, &finished);
+        match finished.outcome {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(Failure::new(
+                failure.code,
+                format!(
+                    "the last checkpoint of the run, of step {}, was not saved: {failure}\n\
+                     help: make room or give access, then `--resume` goes on from the checkpoint before it",
+                    self.cursor.step
+                ),
+            )),
+        }
+    }
+
+    /// Whether everything that should train does, after the first updates of this start.
+    fn check_movement(&mut self, report: &StepReport) -> Result<()> {
+        let updated = report.skipped.is_none() && report.lr > 0.0;
+        let Some(movement) = self.movement.as_mut().filter(|_| updated) else {
+            return Ok(());
+        };
+        let Some(verdict) = movement.observe(&self.assembly.params)? else {
+            return Ok(());
+        };
+        self.movement = None;
+        if let (Some(warning), Some(outputs)) = (verdict, &self.outputs) {
+            outputs.reporter.warn(&warning);
+        }
         Ok(())
     }
 
@@ -488,6 +559,7 @@ impl Outputs {
             trainable_parameters: assembly.params.trainable_count(),
             total_parameters: assembly.params.total_count(),
             seed: config.run.seed,
+            changed: training.changed.clone(),
         };
         let device = format!("{:?}", assembly.staging.device).to_lowercase();
         let recorder = Recorder::begin(
@@ -511,11 +583,32 @@ impl Outputs {
                 cursor.step, cursor.epoch, cursor.batch
             ));
         }
+        for change in &training.changed {
+            reporter.warn(&format!("changed, as allowed: {change}"));
+        }
         Ok(Self {
             reporter,
             recorder,
-            saver: Saver::new(&run_dir, from, selection.best.map(|best| best.step))?,
+            saver: Saver::new(
+                &run_dir,
+                from,
+                selection.best.map(|best| best.step),
+                config,
+                assembly,
+            )?,
         })
+    }
+}
+
+/// Metrics of a save that has ended.
+fn note_save(exporter: &Exporter, finished: &Finished) {
+    exporter.observe(&metrics::CHECKPOINT_WRITE, finished.write_seconds);
+    match &finished.outcome {
+        Ok(bytes) => {
+            exporter.set(&metrics::CHECKPOINT_BYTES, &[], *bytes as f64);
+            exporter.set_now(&metrics::LAST_CHECKPOINT);
+        }
+        Err(_) => exporter.add(&metrics::CHECKPOINT_FAILURES, &[], 1.0),
     }
 }
 
@@ -537,6 +630,7 @@ fn adam_options(config: &Config) -> AdamOptions {
 fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     let t = &config.train;
     let by_epochs = t.epochs.saturating_mul(steps_per_epoch);
+    let planned_steps = t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs));
     Schedule {
         lr: t.lr,
         warmup_steps: t.warmup_steps,
@@ -545,12 +639,22 @@ fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
             scpeft_config::Schedule::Step => Shape::Step {
                 gamma: t.step_gamma,
             },
+            scpeft_config::Schedule::Linear => Shape::Linear {
+                min_ratio: t.min_lr_ratio,
+            },
+            scpeft_config::Schedule::Wsd => Shape::Wsd {
+                decay_steps: match t.decay_steps {
+                    0 => (planned_steps / 10).max(1),
+                    steps => steps,
+                },
+                min_ratio: t.min_lr_ratio,
+            },
             scpeft_config::Schedule::Cosine => Shape::Cosine {
                 min_ratio: t.min_lr_ratio,
             },
         },
         steps_per_epoch,
-        planned_steps: t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs)),
+        planned_steps,
     }
 }
 
