@@ -1,6 +1,7 @@
 //! Support for the integration tests: where fixtures and binaries lie, small corpora, training runs.
 
 pub mod corpus;
+pub mod faults;
 pub mod train;
 
 use std::path::{Path, PathBuf};
