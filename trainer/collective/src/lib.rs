@@ -6,10 +6,15 @@
 //!
 //! This is the only crate that links MPI.
 
+mod all_gather;
 mod error;
+mod mpi_gather;
 mod mpi_world;
 mod single;
 
+use std::rc::Rc;
+
+pub use all_gather::{AllGather, GatherBuffer, Gathering, Group};
 pub use error::{Error, Result};
 pub use mpi_world::MpiWorld;
 pub use single::Single;
@@ -83,6 +88,15 @@ pub trait Collective {
     /// When the transport fails, or the total exceeds what one message can carry.
     fn gather(&self, bytes: &[u8]) -> Result<Option<Vec<Vec<u8>>>>;
 
+    /// A group that gathers parts of its ranks without waiting at once. It may outlive `self`.
+    ///
+    /// # Collective
+    /// Must be called by all ranks with the same group.
+    ///
+    /// # Errors
+    /// When the transport fails.
+    fn all_gather(&self, group: Group) -> Result<Rc<dyn AllGather>>;
+
     /// Waits for all ranks.
     ///
     /// # Collective
@@ -132,6 +146,36 @@ mod tests {
         assert!(started_by_mpi(|n| n == "PMIX_RANK"));
         assert!(started_by_mpi(|n| n == "OMPI_COMM_WORLD_SIZE"));
         assert!(!started_by_mpi(|n| n == "SLURM_PROCID"));
+    }
+
+    /// A part and a whole on the heap, which stay where they are.
+    #[derive(Debug)]
+    struct Memory(Box<[u8]>, std::rc::Rc<std::cell::UnsafeCell<[u8; 3]>>);
+
+    // SAFETY: both live on the heap for as long as the value does.
+    unsafe impl GatherBuffer for Memory {
+        fn part(&self) -> *const u8 {
+            self.0.as_ptr()
+        }
+
+        fn whole(&mut self) -> *mut u8 {
+            self.1.get().cast()
+        }
+
+        fn part_bytes(&self) -> usize {
+            self.0.len()
+        }
+    }
+
+    #[test]
+    fn a_single_process_gathers_its_own_part() {
+        let group = Single.all_gather(Group::Node).unwrap();
+        assert_eq!((group.rank(), group.ranks()), (0, 1));
+        let whole = Rc::new(std::cell::UnsafeCell::new([0; 3]));
+        let memory = Memory(Box::new([1, 2, 3]), whole.clone());
+        group.start(Box::new(memory)).unwrap().wait().unwrap();
+        // SAFETY: the gather is done, nobody else has a pointer.
+        assert_eq!(unsafe { *whole.get() }, [1, 2, 3]);
     }
 
     #[test]

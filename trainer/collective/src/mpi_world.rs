@@ -1,3 +1,5 @@
+use std::rc::Rc;
+
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::datatype::PartitionMut;
@@ -5,17 +7,19 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 
+use crate::all_gather::{AllGather, Group};
+use crate::mpi_gather::MpiGather;
 use crate::{Collective, Error, Result, Topology};
 
 /// Largest element count of one MPI call: counts are C ints.
-const COUNT_MAX: usize = i32::MAX as usize;
+pub(crate) const COUNT_MAX: usize = i32::MAX as usize;
 
 /// The ranks of an MPI job.
 pub struct MpiWorld {
     topology: Topology,
     world: SimpleCommunicator,
-    // Dropped last: dropping it finalises MPI.
-    _universe: Universe,
+    // Dropped last: dropping the last one finalises MPI.
+    universe: Rc<Universe>,
 }
 
 impl std::fmt::Debug for MpiWorld {
@@ -50,7 +54,7 @@ impl MpiWorld {
         Ok(Self {
             topology,
             world,
-            _universe: universe,
+            universe: Rc::new(universe),
         })
     }
 
@@ -134,6 +138,14 @@ impl Collective for MpiWorld {
             })
             .collect();
         Ok(Some(parts))
+    }
+
+    fn all_gather(&self, group: Group) -> Result<Rc<dyn AllGather>> {
+        let ranks = match group {
+            Group::World => self.world.duplicate(),
+            Group::Node => self.world.split_shared(self.world.rank()),
+        };
+        Ok(Rc::new(MpiGather::new(ranks, Rc::clone(&self.universe))))
     }
 
     fn barrier(&self) -> Result<()> {

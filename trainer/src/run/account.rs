@@ -1,0 +1,178 @@
+//! What a run says of itself: metrics and log of each step and evaluation, and the end.
+
+use scpeft_collective::Collective;
+use scpeft_protocol::metrics;
+use serde_json::json;
+
+use super::Training;
+use super::saving::note_save;
+use crate::Outcome;
+use crate::assembly::SplitLoaders;
+use crate::failure::Result;
+use crate::record::peak_rss_bytes;
+use crate::step::StepReport;
+use crate::task::{Evaluation, NamedValue};
+
+impl Training {
+    /// Metrics and log of one step.
+    pub(super) fn account(
+        &mut self,
+        report: &StepReport,
+        seconds: f64,
+        data_seconds: f64,
+    ) -> Result<()> {
+        let e = &self.exporter;
+        let section = |name: &str, seconds: f64| e.add(&metrics::SECTION_SECONDS, &[name], seconds);
+        section("data", data_seconds);
+        section("compute", report.compute_seconds);
+        section("collective", report.collective_seconds);
+        section("optimizer", report.optimizer_seconds);
+        e.observe(&metrics::STEP_SECONDS, seconds);
+        e.set(&metrics::STEP, &[], self.cursor.step as f64);
+        e.set(&metrics::LOSS, &["train"], report.loss);
+        e.set(&metrics::LEARNING_RATE, &[], report.lr);
+        e.set(&metrics::GRAD_NORM, &[], report.grad_norm);
+        e.add(&metrics::CELLS, &[], report.own_cells as f64);
+        e.add(&metrics::TOKENS, &[], report.own_tokens as f64);
+        let padding = match report.own_slots {
+            0 => 0.0,
+            slots => 1.0 - report.own_tokens as f64 / slots as f64,
+        };
+        e.set(&metrics::PADDING_RATIO, &[], padding);
+        e.add(
+            &metrics::COLLECTIVE_BYTES,
+            &["all_reduce"],
+            report.collective_bytes as f64,
+        );
+        if let Some(reason) = report.skipped {
+            e.add(&metrics::SKIPPED_STEPS, &[reason.name()], 1.0);
+        }
+        e.set_now(&metrics::HEARTBEAT);
+        let Some(outputs) = &mut self.outputs else {
+            return Ok(());
+        };
+        if let Some(finished) = outputs.saver.poll()? {
+            note_save(&self.exporter, &finished);
+        }
+        outputs.reporter.advance(self.cursor.step, report.loss);
+        if let Some(reason) = report.skipped {
+            outputs.reporter.warn(&format!(
+                "step {}: no update, {}",
+                self.cursor.step,
+                reason.explanation()
+            ));
+        }
+        if self
+            .cursor
+            .step
+            .is_multiple_of(self.config.log.every_steps.max(1))
+        {
+            let mut values: Vec<NamedValue> = vec![
+                ("loss", report.loss),
+                ("grad_norm", report.grad_norm),
+                ("lr", report.lr),
+                ("cells_per_second", report.cells as f64 / seconds),
+                ("step_seconds", seconds),
+                ("data_seconds", data_seconds),
+                ("collective_seconds", report.collective_seconds),
+                ("padding_ratio", padding),
+            ];
+            if report.parts.len() > 1 {
+                values.extend(
+                    self.assembly
+                        .task
+                        .terms()
+                        .iter()
+                        .map(|term| term.name)
+                        .zip(report.parts.iter().copied()),
+                );
+            }
+            values.extend(report.contrast.map(|loss| ("cce", loss)));
+            outputs
+                .reporter
+                .train(self.cursor.step, self.cursor.epoch, &values)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn list_skipped(&mut self, loaders: &SplitLoaders) -> Result<()> {
+        let Some(outputs) = &self.outputs else {
+            return Ok(());
+        };
+        let corpus = &self.assembly.feed.corpus;
+        let both = [&loaders.train, &loaders.valid];
+        (self.loading).list_skipped(&self.config.run.dir, corpus, &both, &outputs.reporter)
+    }
+
+    pub(super) fn show(
+        &mut self,
+        evaluation: &Evaluation,
+        selecting: &str,
+        epoch: u64,
+    ) -> Result<()> {
+        let e = &self.exporter;
+        for (name, value) in &evaluation.metrics {
+            e.set(&metrics::EVAL_METRIC, &[name], *value);
+        }
+        e.set(
+            &metrics::LOSS,
+            &["valid"],
+            evaluation.metric("loss").unwrap_or(f64::NAN),
+        );
+        e.set(&metrics::EPOCH, &[], self.cursor.epoch as f64);
+        if let Some(best) = self.selection.best {
+            e.set(&metrics::BEST_METRIC, &[selecting], best.value);
+        }
+        match &mut self.outputs {
+            Some(outputs) => {
+                outputs
+                    .reporter
+                    .evaluation("valid", self.cursor.step, epoch, &evaluation.metrics)
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn finish(&mut self, world: &dyn Collective, outcome: Outcome) -> Result<()> {
+        let peaks = world.gather(&peak_rss_bytes().to_le_bytes())?;
+        let Some(outputs) = &mut self.outputs else {
+            return Ok(());
+        };
+        let peaks: Vec<u64> = peaks
+            .unwrap_or_default()
+            .iter()
+            .map(|bytes| bytes.as_slice().try_into().map_or(0, u64::from_le_bytes))
+            .collect();
+        let (status, said) = match outcome {
+            Outcome::Done if self.selection.exhausted() => {
+                ("done", "stopped early: no better evaluation")
+            }
+            Outcome::Done => ("done", "done"),
+            Outcome::Preempted => ("preempted", "stopped as asked; `--resume` continues"),
+        };
+        let (name, _) = self.assembly.task.selection();
+        let best = self
+            .selection
+            .best
+            .map(|b| json!({"metric": name, "value": b.value, "step": b.step}));
+        let adapter_bytes = outputs.saver.adapter_bytes()?;
+        outputs.recorder.end(
+            status,
+            self.cursor.step,
+            &json!(best),
+            &peaks,
+            adapter_bytes,
+        )?;
+        outputs.reporter.finish();
+        let best = best.map_or(String::new(), |b| {
+            format!(", best {name} {} at step {}", b["value"], b["step"])
+        });
+        outputs.reporter.say(&format!(
+            "{said} after {} steps, {:.1} s{best}; results in `{}`",
+            self.cursor.step,
+            outputs.recorder.seconds(),
+            self.config.run.dir.display()
+        ));
+        Ok(())
+    }
+}
