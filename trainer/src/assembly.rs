@@ -1,6 +1,7 @@
 //! Putting corpus, backbone, adapters and task together.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use scpeft_checkpoint::peft::ScpeftRecord;
@@ -10,7 +11,9 @@ use scpeft_config::{Config, Trainable};
 use scpeft_data::{Corpus, Loader, Selection};
 use scpeft_model::backbone::scgpt::{Blueprint, Scgpt};
 use scpeft_model::device::{self, DeviceChoice};
+use scpeft_model::exec::ExecutorKind;
 use scpeft_model::params::Slot;
+use scpeft_model::shard::Gather;
 use scpeft_model::{Layout, Params, Role, TensorSpec};
 use serde_json::{Value, json};
 use tch::Device;
@@ -59,11 +62,16 @@ pub struct SplitLoaders {
 }
 
 impl Assembly {
-    /// Everything that training needs, except loaders and optimizer. Issues no collective.
+    /// Everything that training needs, except loaders and optimizer; blocks sharded by `gather`.
+    /// Issues no collective.
     ///
     /// # Errors
     /// Whatever is wrong with corpus, labels, weights or device.
-    pub fn for_training(config: &Config, topology: &Topology) -> Result<Self> {
+    pub fn for_training(
+        config: &Config,
+        topology: &Topology,
+        gather: Option<Rc<dyn Gather>>,
+    ) -> Result<Self> {
         let (device, threads) = start_libtorch(config, topology)?;
         let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
         let backbone = Backbone::for_training(config, &corpus)?;
@@ -84,8 +92,9 @@ impl Assembly {
             valid,
             unlabelled: left_out + also_left_out,
         };
+        let told = batches.as_deref();
         let (params, model, report) =
-            build_model(config, &backbone, task.as_ref(), batches.as_deref(), device)?;
+            build_model(config, &backbone, task.as_ref(), told, device, gather)?;
         Ok(Self {
             staging: Staging {
                 device,
@@ -111,6 +120,7 @@ impl Assembly {
     pub fn for_prediction(
         config: &Config,
         topology: &Topology,
+        gather: Option<Rc<dyn Gather>>,
         run_dir: &Path,
         record: &ScpeftRecord,
     ) -> Result<(Self, Identification)> {
@@ -138,7 +148,7 @@ impl Assembly {
             None => None,
         };
         let (params, model, report) =
-            build_model(config, &backbone, &task, batches.as_deref(), device)?;
+            build_model(config, &backbone, &task, batches.as_deref(), device, gather)?;
         let boxed = Box::new(task.clone());
         Ok((
             Self {
@@ -238,7 +248,7 @@ impl Assembly {
         lines.push(format!(
             "{}{}, dropout {} and {} on attention{}",
             config.run.precision,
-            if config.run.recompute {
+            if settings::executor(config) == ExecutorKind::Recompute {
                 ", layers recomputed in the backward pass"
             } else {
                 ""
@@ -251,6 +261,16 @@ impl Assembly {
                 ""
             }
         ));
+        if let Some(store) = self.params.store() {
+            let usage = store.usage();
+            lines.push(format!(
+                "frozen layers are shared by the ranks of a {}: {} of {} bytes stay on rank 0, {} at most while they are used",
+                config.backbone.shard,
+                grouped(usage.resident_bytes as u64),
+                grouped(usage.total_bytes as u64),
+                grouped(2 * usage.block_bytes as u64),
+            ));
+        }
         lines.push(match &self.report {
             Some(report) => report.to_string(),
             None => "backbone starts from random weights".to_owned(),
@@ -353,6 +373,7 @@ fn build_model(
     task: &dyn Task,
     batches: Option<&Batches>,
     device: Device,
+    gather: Option<Rc<dyn Gather>>,
 ) -> Result<(Params, Scgpt, Option<LoadReport>)> {
     let known = batches.map_or(0, |b| b.names().len());
     let blueprint = Blueprint {
@@ -380,7 +401,7 @@ fn build_model(
             .is_some_and(|r| r.loaded.iter().any(|n| n == name))
     };
     let mut failed = None;
-    let params = Params::build(
+    let params = Params::build_sharded(
         &specs,
         |spec| {
             let directory = backbone.directory.as_ref().filter(|_| loads(&spec.name));
@@ -396,6 +417,7 @@ fn build_model(
         },
         |spec| trains(config.task.trainable, spec, task, &unfrozen),
         layout,
+        gather,
     )?;
     if let Some(failure) = failed {
         return Err(failure);

@@ -5,6 +5,7 @@ use scpeft_data::Loader;
 use scpeft_model::backbone::scgpt::Scgpt;
 
 use crate::failure::Result;
+use crate::shard;
 use crate::task::{Evaluation, Staging, Task};
 
 /// Evaluates `model` on every cell of `loader`.
@@ -23,10 +24,14 @@ pub fn evaluate(
 ) -> Result<Evaluation> {
     let mut sums = vec![0.0; task.evaluation_len()];
     for step in loader.epoch(0, 0) {
-        for micro in &step?.micro {
+        let micro_batches = step?.micro;
+        let own = micro_batches.len();
+        let passes = shard::passes(world, model, own)?;
+        for micro in &micro_batches {
             let batch = staging.stage(micro)?;
             tch::no_grad(|| task.evaluate(model, &batch, &mut sums))?;
         }
+        shard::join_evaluation(passes, model, own)?;
     }
     world.all_reduce_sum_f64(&mut sums)?;
     task.finish(&sums)

@@ -99,6 +99,7 @@ impl From<scpeft_model::Error> for Failure {
         use scpeft_model::Error as E;
         let code = match error {
             E::MissingTensor { .. } | E::ShapeMismatch { .. } => exit::WEIGHTS,
+            E::Gather(_) => exit::HANG,
             E::Setting { .. } | E::NoCuda => exit::CONFIG,
             _ => exit::INTERNAL,
         };

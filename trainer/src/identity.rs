@@ -37,6 +37,7 @@ const MAY_CHANGE: &[&str] = &[
     "data.loader_threads",
     "data.prefetch_steps",
     "backbone.path",
+    "backbone.shard",
     "train.early_stop_patience",
     "train.non_finite_limit",
     "checkpoint.",

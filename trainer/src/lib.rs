@@ -27,6 +27,7 @@ pub mod run;
 pub mod scores;
 pub mod selection;
 mod settings;
+pub mod shard;
 pub mod step;
 mod stop;
 pub mod task;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -17,6 +18,7 @@ use scpeft_collective::Collective;
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
 use scpeft_model::exec::Pass;
+use scpeft_model::shard::Gather;
 use scpeft_protocol::exit;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -30,6 +32,7 @@ use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
 use crate::scores::Confusion;
+use crate::shard;
 use crate::task::Identification;
 
 /// Predicts as `args` say; the whole of `scpeft-train predict`.
@@ -51,7 +54,10 @@ pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
         },
     )?;
     let checkpoint = broadcast_path(world, checkpoint)?.unwrap_or_default();
-    let mut predictor = agree(world, Predictor::load(world, args, &checkpoint))?;
+    let config = agree(world, configuration(args))?;
+    let gather = shard::gather(world, config.backbone.shard)?;
+    let predictor = Predictor::load(world, args, config, gather, &checkpoint);
+    let mut predictor = agree(world, predictor)?;
     match predictor.run(world, args) {
         Err(failure) if world.topology().world_size > 1 => {
             tracing::error!("rank {}: {failure}", world.topology().rank);
@@ -77,10 +83,16 @@ fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
     run_dir.checkpoint(&args.checkpoint)
 }
 
+/// The configuration of the run with the overrides of a prediction.
+fn configuration(args: &PredictArgs) -> Result<Config> {
+    require_harmless(&args.overrides)?;
+    Ok(scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config)
+}
+
 /// Refuses overrides of what the adapter was trained with: they would predict with another
 /// function than the one that was trained, and say nothing.
 fn require_harmless(overrides: &[String]) -> Result<()> {
-    const MAY_CHANGE: [&str; 14] = [
+    const MAY_CHANGE: [&str; 15] = [
         "run.device",
         "run.threads",
         "run.name",
@@ -93,6 +105,7 @@ fn require_harmless(overrides: &[String]) -> Result<()> {
         "data.loader_threads",
         "data.prefetch_steps",
         "backbone.path",
+        "backbone.shard",
         "train.batch_cells",
         "train.micro_batch_cells",
     ];
@@ -132,10 +145,13 @@ struct Found {
 }
 
 impl Predictor {
-    fn load(world: &dyn Collective, args: &PredictArgs, checkpoint: &Path) -> Result<Self> {
-        require_harmless(&args.overrides)?;
-        let mut config =
-            scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config;
+    fn load(
+        world: &dyn Collective,
+        args: &PredictArgs,
+        mut config: Config,
+        gather: Option<Rc<dyn Gather>>,
+        checkpoint: &Path,
+    ) -> Result<Self> {
         if config.task.kind != TaskKind::Identification {
             return Err(Failure::config(format!(
                 "`{}` was trained for `{}`, which predicts no cell types",
@@ -151,7 +167,7 @@ impl Predictor {
             config.data.label = None;
         }
         let (assembly, task) =
-            Assembly::for_prediction(&config, world.topology(), &args.run, &record)?;
+            Assembly::for_prediction(&config, world.topology(), gather, &args.run, &record)?;
         let classes = record.categories.clone();
         if !assembly.backbone.fingerprint.is_empty()
             && assembly.backbone.fingerprint != record.backbone_fingerprint
@@ -197,7 +213,7 @@ impl Predictor {
     fn run(&mut self, world: &dyn Collective, args: &PredictArgs) -> Result<()> {
         if !world.topology().is_root() {
             for step in self.loader.epoch(0, 0) {
-                world.gather(&self.predict_step(&step?)?.encode())?;
+                world.gather(&self.predict_step(world, &step?)?.encode())?;
             }
             return Ok(());
         }
@@ -218,7 +234,7 @@ impl Predictor {
         let mut writer: Option<ArrowWriter<File>> = None;
         let mut total = 0;
         for step in self.loader.epoch(0, 0) {
-            let own = self.predict_step(&step?)?;
+            let own = self.predict_step(world, &step?)?;
             let parts = world.gather(&own.encode())?.unwrap_or_default();
             let mut found = Found::default();
             for part in &parts {
@@ -274,14 +290,14 @@ impl Predictor {
         ))
     }
 
-    fn predict_step(&self, step: &StepBatches) -> Result<Found> {
+    fn predict_step(&self, world: &dyn Collective, step: &StepBatches) -> Result<Found> {
         let mut found = Found::default();
+        let model = &self.assembly.model;
+        let passes = shard::passes(world, model, step.micro.len())?;
         for micro in &step.micro {
             let batch = self.assembly.staging.stage(micro)?;
-            let (logits, encoded) = tch::no_grad(|| {
-                self.task
-                    .logits(&self.assembly.model, &batch, Pass::EVALUATION)
-            })?;
+            let (logits, encoded) =
+                tch::no_grad(|| self.task.logits(model, &batch, Pass::EVALUATION))?;
             found.cells.extend(&micro.cells);
             if micro.labels.is_empty() {
                 found.labels.extend(std::iter::repeat_n(-1, micro.rows));
@@ -306,6 +322,7 @@ impl Predictor {
             found.probabilities.extend(probabilities);
             found.embeddings.extend(host_values(&encoded.cell)?);
         }
+        shard::join_evaluation(passes, model, step.micro.len())?;
         Ok(found)
     }
 

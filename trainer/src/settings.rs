@@ -1,8 +1,8 @@
 //! From the configuration's words to the model's settings.
 
 use scpeft_config::{
-    AdapterKind, CellStyle, Config, EmbeddingNorm, LayerRule, Layers, MvcStyle, Precision, Target,
-    TaskKind,
+    AdapterKind, CellStyle, Config, EmbeddingNorm, LayerRule, Layers, MvcStyle, Precision, Shard,
+    Target, TaskKind,
 };
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
@@ -138,7 +138,7 @@ pub(crate) fn precision(config: &Config) -> scpeft_model::Precision {
 
 /// How blocks are run.
 pub(crate) fn executor(config: &Config) -> ExecutorKind {
-    if config.run.recompute {
+    if config.run.recompute || config.backbone.shard != Shard::None {
         ExecutorKind::Recompute
     } else {
         ExecutorKind::Plain

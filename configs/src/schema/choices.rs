@@ -38,6 +38,18 @@ choice! {
 }
 
 choice! {
+    /// Which ranks share the frozen layers of the backbone.
+    Shard {
+        /// None: each rank has them all.
+        None = "none",
+        /// The ranks of a machine.
+        Node = "node",
+        /// All ranks.
+        World = "world",
+    }
+}
+
+choice! {
     /// How a backbone without a weights directory gets its weights.
     Init {
         /// Drawn from the seed.

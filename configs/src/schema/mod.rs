@@ -14,8 +14,8 @@ use crate::resolve::Reader;
 
 pub use choices::{
     AdapterKind, Architecture, CellStyle, ClassWeights, Corrupt, DeviceChoice, EmbeddingNorm,
-    GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Target,
-    TaskKind, Trainable, ValueStyle,
+    GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Shard,
+    Target, TaskKind, Trainable, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -145,6 +145,12 @@ section! {
         /// and keeps heads x length x length probabilities, at 2.5 times the time and twice the
         /// memory of a step with 512 tokens. The start-up line says which it is.
         attention_dropout: Option<f64> = None;
+        /// Which ranks share the frozen layers: `none` (each rank has all of them), `node` (the
+        /// ranks of a machine) or `world` (all ranks). Default `none`. A rank of N holds 1/N of
+        /// each layer, and while a layer is used that layer and the next; layers are gathered
+        /// twice per micro-batch and recomputed in the backward pass, as with `run.recompute`, with
+        /// the same bits. Embeddings and heads stay whole.
+        shard: Shard = Shard::None;
         /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
         /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
         /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, TaskKind,
+    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, TaskKind,
     TaskSection, Trainable, Vocab,
 };
 
@@ -350,6 +350,19 @@ fn task(config: &Config, check: &mut Check<'_>) {
             "set `adapter.kind = \"none\"`, or `task.trainable = \"adapter\"`",
         ),
         _ => {}
+    }
+    if task.trainable == Trainable::All
+        && config.backbone.shard != Shard::None
+        && !check.refused("task.trainable")
+    {
+        check.conflict(
+            "backbone.shard",
+            format!(
+                "`backbone.shard` is `{}`, but `task.trainable` is `all`: no layer is frozen, and only frozen layers are shared",
+                config.backbone.shard
+            ),
+            "set `backbone.shard = \"none\"`, or train adapters (`task.trainable = \"adapter\"`)",
+        );
     }
     for (key, weight) in [
         ("task.ecs_weight", task.ecs_weight),

@@ -43,6 +43,9 @@ pub enum Error {
         /// What is missing.
         what: &'static str,
     },
+    /// The shares of a block could not be put together.
+    #[error("gathering a block of the backbone: {0}")]
+    Gather(Box<dyn std::error::Error + Send + Sync>),
     /// A defect of this crate.
     #[error("internal error: {0}\nhelp: please report it")]
     Internal(String),

@@ -26,6 +26,7 @@ pub mod norm;
 mod ops;
 pub mod params;
 pub mod ranks;
+pub mod shard;
 
 pub use error::{Error, Result};
 pub use init::Init;

@@ -1,9 +1,12 @@
 //! The tensors of a model: frozen ones on their own, trainable ones as views of one flat buffer.
 
+use std::rc::Rc;
+
 use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::init::Init;
+use crate::shard::{BlockStore, Gather, StoreBuilder};
 use crate::{Error, Result};
 
 /// What a tensor belongs to; the freeze rule and the loading policy go by it.
@@ -63,6 +66,8 @@ pub struct TensorSpec {
     pub role: Role,
     /// Kept in full precision when frozen matrices are not: norms, statistics, scalars' encoders.
     pub full_precision: bool,
+    /// The block of the backbone that it is part of; such tensors may be sharded while frozen.
+    pub block: Option<usize>,
 }
 
 impl TensorSpec {
@@ -74,6 +79,7 @@ impl TensorSpec {
             init,
             role,
             full_precision: role == Role::Buffer,
+            block: None,
         }
     }
 
@@ -84,9 +90,25 @@ impl TensorSpec {
         self
     }
 
+    /// The same tensor as a part of block `layer`.
+    #[must_use]
+    pub fn in_block(mut self, layer: usize) -> Self {
+        self.block = Some(layer);
+        self
+    }
+
     /// Number of elements.
     pub fn numel(&self) -> usize {
         self.shape.iter().product::<i64>() as usize
+    }
+
+    /// Number format while it is frozen.
+    pub fn kind(&self, precision: Precision) -> Kind {
+        if self.full_precision {
+            precision.full()
+        } else {
+            precision.compute()
+        }
     }
 }
 
@@ -154,10 +176,11 @@ pub struct Params {
     grad: Tensor,
     device: Device,
     precision: Precision,
+    store: Option<Rc<BlockStore>>,
 }
 
 impl Params {
-    /// Builds every tensor of `specs`.
+    /// Builds every tensor of `specs`, whole.
     ///
     /// `weights` returns the loaded value of a tensor, or `None` when the weights hold none; then
     /// the tensor starts from its [`Init`]. `trainable` is the freeze rule; buffers never train.
@@ -167,9 +190,24 @@ impl Params {
     /// A loaded tensor of another shape, or libtorch out of memory.
     pub fn build(
         specs: &[TensorSpec],
+        weights: impl FnMut(&TensorSpec) -> Result<Option<Tensor>>,
+        trainable: impl Fn(&TensorSpec) -> bool,
+        layout: Layout,
+    ) -> Result<Self> {
+        Self::build_sharded(specs, weights, trainable, layout, None)
+    }
+
+    /// As [`Params::build`]; with `gather`, of the frozen tensors of blocks only this rank's share
+    /// is kept. What else a loaded tensor has is not read.
+    ///
+    /// # Errors
+    /// As [`Params::build`].
+    pub fn build_sharded(
+        specs: &[TensorSpec],
         mut weights: impl FnMut(&TensorSpec) -> Result<Option<Tensor>>,
         trainable: impl Fn(&TensorSpec) -> bool,
         layout: Layout,
+        gather: Option<Rc<dyn Gather>>,
     ) -> Result<Self> {
         let Layout {
             seed,
@@ -185,6 +223,14 @@ impl Params {
             .sum();
         let flat = Tensor::f_zeros([total as i64], (precision.full(), device))?;
         let grad = Tensor::f_zeros([(total + tail) as i64], (precision.full(), device))?;
+        let of_block = |s: &TensorSpec| s.block.filter(|_| !trainable(s));
+        let mut store = match gather {
+            Some(gather) => {
+                let parts = specs.iter().filter_map(|s| Some((of_block(s)?, s)));
+                Some(StoreBuilder::new(gather, parts, precision, device)?)
+            }
+            None => None,
+        };
         let mut entries = IndexMap::with_capacity(specs.len());
         let mut slots = Vec::new();
         let mut offset = 0;
@@ -212,13 +258,10 @@ impl Params {
                 offset += slot.numel();
                 slots.push(slot);
                 view
+            } else if let Some(store) = store.as_mut().filter(|_| spec.block.is_some()) {
+                store.load(&value)?
             } else {
-                let kind = if spec.full_precision {
-                    precision.full()
-                } else {
-                    precision.compute()
-                };
-                let frozen = value.f_to_device(device)?.f_to_kind(kind)?;
+                let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
                 if spec.role == Role::Buffer {
                     // Updated in place: must not write into the weights it was loaded from.
                     crate::ops::copy(&frozen)?
@@ -242,7 +285,13 @@ impl Params {
             grad,
             device,
             precision,
+            store: store.map(|store| Rc::new(store.finish())),
         })
+    }
+
+    /// The sharded blocks, where there are any.
+    pub fn store(&self) -> Option<&Rc<BlockStore>> {
+        self.store.as_ref()
     }
 
     /// A handle on tensor `name`.

@@ -44,6 +44,11 @@ impl Training {
             &["all_reduce"],
             report.collective_bytes as f64,
         );
+        e.add(
+            &metrics::COLLECTIVE_BYTES,
+            &["all_gather"],
+            report.gathered_bytes as f64,
+        );
         if let Some(reason) = report.skipped {
             e.add(&metrics::SKIPPED_STEPS, &[reason.name()], 1.0);
         }

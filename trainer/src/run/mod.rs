@@ -29,6 +29,7 @@ use crate::record::Recorder;
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::settings;
+use crate::shard;
 use crate::step::{Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
 
@@ -54,7 +55,9 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
         },
     )?;
     let from = checkpointing::broadcast_path(world, from)?;
-    let assembly = agree(world, Assembly::for_training(config, world.topology()))?;
+    let gather = shard::gather(world, config.backbone.shard)?;
+    let assembly = Assembly::for_training(config, world.topology(), gather);
+    let assembly = agree(world, assembly)?;
     let (training, loaders) = agree(
         world,
         Training::begin(world, &resolved, args, assembly, from.as_deref()),
@@ -74,7 +77,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
 /// Whatever is wrong with configuration, corpus or weights.
 pub fn parameters(args: &ParametersArgs) -> Result<String> {
     let config = load_config(args.config.as_deref(), &args.overrides)?.config;
-    let assembly = Assembly::for_training(&config, &Topology::SINGLE)?;
+    let assembly = Assembly::for_training(&config, &Topology::SINGLE, None)?;
     Ok(assembly.parameter_table())
 }
 

@@ -52,6 +52,8 @@ impl Pull<'_> {
 }
 
 impl Contrasts {
+    /// `passes` is the largest number of micro-batches of a rank.
+    ///
     /// # Collective
     /// Must be called by all ranks.
     pub(super) fn prepare(
@@ -59,6 +61,7 @@ impl Contrasts {
         world: &dyn Collective,
         step: u64,
         batch: &StepBatches,
+        passes: usize,
         contrast: Contrast,
     ) -> Result<Self> {
         let device = stepper.params.device();
@@ -73,6 +76,10 @@ impl Contrasts {
                 Ok(both.f_to_kind(Kind::Float)?.f_to_device(Device::Cpu)?)
             })?;
             own.push((micro.index, cells));
+        }
+        for _ in batch.micro.len()..passes {
+            stepper.model.join_forward()?;
+            stepper.model.join_forward()?;
         }
         let (all, firsts) = gather(world, &own)?;
         let width = all.size2()?.1 / 2;

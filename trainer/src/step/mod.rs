@@ -16,6 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::failure::{Failure, Result};
 use crate::optim::{Adam, Schedule, clip_grad_norm};
+use crate::shard;
 use crate::task::{LossSums, Staging, Task, scalar};
 
 use contrast::Contrasts;
@@ -85,6 +86,8 @@ pub struct StepReport {
     pub optimizer_seconds: f64,
     /// Bytes that this rank handed to the all-reduce.
     pub collective_bytes: u64,
+    /// Bytes of sharded blocks that this rank got from others.
+    pub gathered_bytes: u64,
 }
 
 /// Everything a step needs and changes.
@@ -139,9 +142,13 @@ impl Stepper<'_> {
         let start = Instant::now();
         self.params.zero_grad()?;
         let counts = self.agree_on_counts(world, batch)?;
+        let passes = shard::passes(world, self.model, batch.micro.len())?;
+        let gathered_before = self.gathered_bytes();
         let counted = Instant::now();
         let contrasts = match self.task.contrast() {
-            Some(contrast) => Some(Contrasts::prepare(self, world, step, batch, contrast)?),
+            Some(contrast) => Some(Contrasts::prepare(
+                self, world, step, batch, passes, contrast,
+            )?),
             None => None,
         };
         let mut sums = LocalSums {
@@ -155,6 +162,9 @@ impl Stepper<'_> {
         for (place, micro) in batch.micro.iter().enumerate() {
             let pull = contrasts.as_ref().map(|c| c.pull(place));
             self.accumulate(step, micro, &counts, pull, &mut sums)?;
+        }
+        for _ in batch.micro.len()..passes {
+            self.join(&counts)?;
         }
         let computed = Instant::now();
         let tail = self.reduce(world, &sums, stop)?;
@@ -197,8 +207,29 @@ impl Stepper<'_> {
             compute_seconds: (computed - counted).as_secs_f64(),
             collective_seconds: ((reduced - computed) + (counted - start)).as_secs_f64(),
             optimizer_seconds: reduced.elapsed().as_secs_f64(),
+            gathered_bytes: self.gathered_bytes() - gathered_before,
             collective_bytes: (self.params.grad().numel() * size_of::<f32>()) as u64,
         })
+    }
+
+    /// Goes through the gathers of [`Stepper::accumulate`] for a micro-batch of another rank.
+    fn join(&self, counts: &[f64]) -> Result<()> {
+        let contrast = self.task.contrast().is_some();
+        let encoded = if contrast { 2 } else { 1 };
+        for _ in 0..encoded {
+            self.model.join_forward()?;
+        }
+        if contrast || counts.iter().any(|&count| count > 0.0) {
+            for _ in 0..encoded {
+                self.model.join_backward()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of blocks that came from other ranks so far.
+    fn gathered_bytes(&self) -> u64 {
+        (self.params.store()).map_or(0, |store| store.usage().received_bytes)
     }
 
     /// What each term of the objective is divided by: its count over the whole global batch. Known

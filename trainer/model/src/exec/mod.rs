@@ -24,6 +24,21 @@ pub trait Stack: std::fmt::Debug {
     /// Whether block `layer` has tensors that want a gradient.
     fn trains(&self, layer: usize) -> bool;
 
+    /// Makes the tensors of block `layer` available and announces the block after it. Whoever runs
+    /// a block calls this before.
+    ///
+    /// # Errors
+    /// When the block has to be put together and that fails.
+    fn need(&self, _layer: usize, _next: Option<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether blocks are available only one at a time. A graph over them must then be gone before
+    /// the next is needed, and every rank must need the same blocks in the same order.
+    fn is_sharded(&self) -> bool {
+        false
+    }
+
     /// Runs block `layer` on hidden states `[B, S, D]`; returns hidden states, longer by the prefix
     /// where a PREFIX adapter begins.
     ///
@@ -164,6 +179,52 @@ pub struct Run {
     pub hidden: Tensor,
     /// What the backward pass needs beyond autograd.
     pub tape: Option<Tape>,
+}
+
+/// The first block that takes part in a backward pass, `n_blocks` when none does; `input_trains`
+/// says whether the input of the stack wants a gradient.
+fn first_in_backward(stack: &dyn Stack, input_trains: bool) -> usize {
+    if input_trains {
+        return 0;
+    }
+    let n_blocks = stack.n_blocks();
+    (0..n_blocks)
+        .find(|&layer| stack.trains(layer))
+        .unwrap_or(n_blocks)
+}
+
+/// Needs the blocks that a forward pass needs, in its order.
+///
+/// # Errors
+/// See [`Stack::need`].
+pub fn join_forward(stack: &dyn Stack) -> Result<()> {
+    (0..stack.n_blocks()).try_for_each(|layer| need_upwards(stack, layer))
+}
+
+/// Needs the blocks that the backward pass of a training pass needs, in its order.
+///
+/// # Errors
+/// See [`Stack::need`].
+pub fn join_backward(stack: &dyn Stack, input_trains: bool) -> Result<()> {
+    join_backward_to(stack, first_in_backward(stack, input_trains))
+}
+
+fn join_backward_to(stack: &dyn Stack, first: usize) -> Result<()> {
+    let blocks = (first..stack.n_blocks()).rev();
+    blocks
+        .into_iter()
+        .try_for_each(|layer| need_downwards(stack, layer, first))
+}
+
+fn need_upwards(stack: &dyn Stack, layer: usize) -> Result<()> {
+    stack.need(
+        layer,
+        Some(layer + 1).filter(|&next| next < stack.n_blocks()),
+    )
+}
+
+fn need_downwards(stack: &dyn Stack, layer: usize, first: usize) -> Result<()> {
+    stack.need(layer, (layer > first).then(|| layer - 1))
 }
 
 /// Runs a stack of blocks.

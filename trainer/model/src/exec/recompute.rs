@@ -3,6 +3,7 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{BlockContext, Executor, Run, Stack};
+use super::{first_in_backward, join_backward_to, need_downwards, need_upwards};
 use crate::{Error, Result};
 
 /// Activation recomputation per block (Chen et al. 2016): forward keeps the input of each block
@@ -15,20 +16,18 @@ pub struct Recompute;
 impl Executor for Recompute {
     fn run(&self, stack: &Rc<dyn Stack>, hidden: Tensor, context: BlockContext) -> Result<Run> {
         let n_blocks = stack.n_blocks();
-        let first = if hidden.requires_grad() {
-            0
-        } else {
-            (0..n_blocks)
-                .find(|&layer| stack.trains(layer))
-                .unwrap_or(n_blocks)
-        };
+        let first = first_in_backward(stack.as_ref(), hidden.requires_grad());
         // Without a backward pass ahead there is nothing to keep.
         if !context.pass.training || first == n_blocks {
+            if stack.is_sharded() {
+                return tch::no_grad(|| super::Plain.run(stack, hidden, context));
+            }
             return super::Plain.run(stack, hidden, context);
         }
         let mut inputs = Vec::with_capacity(n_blocks - first);
         let mut x = hidden.f_detach()?;
         for layer in 0..n_blocks {
+            need_upwards(stack.as_ref(), layer)?;
             let y = tch::no_grad(|| stack.block(layer, &x, &context))?;
             if layer >= first {
                 inputs.push(x);
@@ -94,10 +93,14 @@ impl Tape {
             }
         }
         let embedded = self.embedded.shallow_clone();
-        if let Some(gradient) = gradient_of(&self.output)?
-            && let Some(gradient) = self.through_blocks(gradient)?
-        {
-            objective = Some(plus(objective, pull(&embedded, &gradient)?)?);
+        match gradient_of(&self.output)? {
+            Some(gradient) => {
+                if let Some(gradient) = self.through_blocks(gradient)? {
+                    objective = Some(plus(objective, pull(&embedded, &gradient)?)?);
+                }
+            }
+            // Other ranks may have one: they must not wait for this one.
+            None => join_backward_to(self.stack.as_ref(), self.first)?,
         }
         match objective {
             Some(objective) => Ok(objective.f_backward()?),
@@ -110,6 +113,7 @@ impl Tape {
         for (i, input) in self.inputs.into_iter().enumerate().rev() {
             let layer = self.first + i;
             let wants_gradient = i > 0 || self.embedded.requires_grad();
+            need_downwards(self.stack.as_ref(), layer, self.first)?;
             let x = input.f_set_requires_grad(wants_gradient)?;
             let y = self.stack.block(layer, &x, &self.context)?;
             pull(&y, &gradient)?.f_backward()?;

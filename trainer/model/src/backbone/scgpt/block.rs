@@ -1,14 +1,17 @@
 //! The post-norm transformer block and the stack of them.
 
+use std::rc::Rc;
+
 use tch::Tensor;
 
 use super::Shape;
-use crate::Result;
 use crate::adapter::AdapterSet;
 use crate::attention::SelfAttention;
 use crate::exec::{BlockContext, Site, Stack};
 use crate::ops::{LayerNorm, Linear};
 use crate::params::{Params, Role, TensorSpec};
+use crate::shard::BlockStore;
+use crate::{Error, Result};
 
 /// `h = LN1(x + attention(x))`, `y = LN2(h + FF(h))`, ReLU inside FF.
 #[derive(Debug)]
@@ -23,7 +26,8 @@ struct PostNormBlock {
 /// The blocks with the adapters attached to them.
 #[derive(Debug)]
 pub(super) struct Blocks {
-    blocks: Vec<PostNormBlock>,
+    layers: Vec<PostNormBlock>,
+    store: Option<Rc<BlockStore>>,
     pub(super) adapters: AdapterSet,
 }
 
@@ -39,11 +43,12 @@ impl Blocks {
         for layer in 0..shape.n_layers {
             let prefix = prefix(layer);
             let name = |part: &str| format!("{prefix}.{part}");
-            specs.extend(SelfAttention::specs(&name("self_attn"), d_model));
-            specs.extend(Linear::specs(&name("linear1"), d_model, d_hid, true, role));
-            specs.extend(Linear::specs(&name("linear2"), d_hid, d_model, true, role));
-            specs.extend(LayerNorm::specs(&name("norm1"), d_model, role));
-            specs.extend(LayerNorm::specs(&name("norm2"), d_model, role));
+            let mut block = SelfAttention::specs(&name("self_attn"), d_model);
+            block.extend(Linear::specs(&name("linear1"), d_model, d_hid, true, role));
+            block.extend(Linear::specs(&name("linear2"), d_hid, d_model, true, role));
+            block.extend(LayerNorm::specs(&name("norm1"), d_model, role));
+            block.extend(LayerNorm::specs(&name("norm2"), d_model, role));
+            specs.extend(block.into_iter().map(|spec| spec.in_block(layer)));
         }
         specs
     }
@@ -60,16 +65,26 @@ impl Blocks {
                 norm2: LayerNorm::bind(params, &name("norm2"))?,
             })
         };
+        let store = params.store().map(Rc::clone);
+        if let Some(store) = store.as_ref().filter(|s| s.n_blocks() != shape.n_layers) {
+            return Err(Error::Internal(format!(
+                "{} of {} blocks are sharded",
+                store.n_blocks(),
+                shape.n_layers
+            )));
+        }
         Ok(Self {
-            blocks: (0..shape.n_layers).map(block).collect::<Result<_>>()?,
+            store,
+            layers: (0..shape.n_layers).map(block).collect::<Result<_>>()?,
             adapters,
         })
     }
 
     /// Products of queries and keys of block `layer` on its input: `[B, S, D]` to `[B, H, S, S]`.
     pub(super) fn raw_scores(&self, layer: usize, hidden: &Tensor) -> Result<Tensor> {
+        self.need(layer, None)?;
         let hidden = self.adapters.before_block(layer, hidden.shallow_clone())?;
-        self.blocks[layer]
+        self.layers[layer]
             .attention
             .raw_scores(layer, &hidden, &self.adapters)
     }
@@ -77,11 +92,11 @@ impl Blocks {
 
 impl Stack for Blocks {
     fn n_blocks(&self) -> usize {
-        self.blocks.len()
+        self.layers.len()
     }
 
     fn trains(&self, layer: usize) -> bool {
-        let block = &self.blocks[layer];
+        let block = &self.layers[layer];
         self.adapters.attached(layer)
             || block.attention.trains()
             || block.linear1.trains()
@@ -90,8 +105,19 @@ impl Stack for Blocks {
             || block.norm2.trains()
     }
 
+    fn need(&self, layer: usize, next: Option<usize>) -> Result<()> {
+        match &self.store {
+            Some(store) => store.need(layer, next),
+            None => Ok(()),
+        }
+    }
+
+    fn is_sharded(&self) -> bool {
+        self.store.is_some()
+    }
+
     fn block(&self, layer: usize, hidden: &Tensor, context: &BlockContext) -> Result<Tensor> {
-        let (block, adapters) = (&self.blocks[layer], &self.adapters);
+        let (block, adapters) = (&self.layers[layer], &self.adapters);
         context.seed_block(layer);
         let x = adapters.before_block(layer, hidden.shallow_clone())?;
         let prefixed = adapters.prefix().is_some_and(|(first, _)| layer >= first);

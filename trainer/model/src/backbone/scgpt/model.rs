@@ -5,7 +5,9 @@ use tch::{Kind, Tensor};
 use super::block::Blocks;
 use super::values::ValueEncoder;
 use super::{Blueprint, CellStyle, HeadSet, InputOptions, Pooled, Shape};
-use crate::exec::{BlockContext, Executor, ExecutorKind, Pass, Stack, Tape};
+use crate::exec::{
+    BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, Tape, join_backward, join_forward,
+};
 use crate::norm::{EmbeddingNorm, Observed};
 use crate::ops::{LayerNorm, cast, full};
 use crate::params::{Params, Role, TensorSpec};
@@ -93,8 +95,15 @@ impl Scgpt {
     /// Binds a model to its tensors.
     ///
     /// # Errors
-    /// When `params` was not built from the blueprint's specs.
+    /// When `params` was not built from the blueprint's specs, or is sharded and `executor` keeps
+    /// what it needs of blocks.
     pub fn bind(blueprint: &Blueprint, params: &Params, executor: ExecutorKind) -> Result<Self> {
+        if params.store().is_some() && executor != ExecutorKind::Recompute {
+            return Err(Error::Setting {
+                setting: "backbone.shard",
+                problem: "sharded blocks must be recomputed in the backward pass".into(),
+            });
+        }
         let Blueprint {
             shape,
             inputs,
@@ -163,6 +172,41 @@ impl Scgpt {
             tape: run.tape,
             observed,
         })
+    }
+
+    /// Whether blocks are sharded over ranks. Then every rank must run the same passes; one with
+    /// fewer micro-batches calls [`Scgpt::join_forward`] and [`Scgpt::join_backward`] instead.
+    pub fn is_sharded(&self) -> bool {
+        self.blocks.is_sharded()
+    }
+
+    /// Gathers what [`Scgpt::encode`] gathers, and computes nothing.
+    ///
+    /// # Errors
+    /// When gathering fails.
+    pub fn join_forward(&self) -> Result<()> {
+        join_forward(self.blocks.as_ref())
+    }
+
+    /// Gathers what [`Tape::backward`] of a training pass gathers, and computes nothing.
+    ///
+    /// # Errors
+    /// When gathering fails.
+    pub fn join_backward(&self) -> Result<()> {
+        join_backward(self.blocks.as_ref(), self.embedding_trains()?)
+    }
+
+    /// Whether the embedding wants a gradient: asked of the very code, on two tokens of padding.
+    fn embedding_trains(&self) -> Result<bool> {
+        let device = self.embedding.device();
+        let genes = Tensor::f_full([1, 2], self.shape.pad_id, (Kind::Int64, device))?;
+        let mut probe = Inputs::new(genes, Tensor::f_zeros([1, 2], (Kind::Float, device))?, None);
+        probe.domain = Some(0);
+        if self.perturbation.is_some() {
+            probe.perturbation = Some(Tensor::f_zeros([1, 2], (Kind::Int64, device))?);
+        }
+        let (embedded, ..) = self.embed(&probe, Pass::training(Dropout::OFF, 0))?;
+        Ok(embedded.requires_grad())
     }
 
     /// Embedded tokens, gene embeddings, and what the norm saw.
@@ -277,6 +321,7 @@ impl Scgpt {
         let (embedded, _, _) = self.embed(inputs, Pass::EVALUATION)?;
         let context = self.context(inputs, Pass::EVALUATION)?;
         (0..layer).try_fold(embedded, |hidden, layer| {
+            self.blocks.need(layer, Some(layer + 1))?;
             self.blocks.block(layer, &hidden, &context)
         })
     }

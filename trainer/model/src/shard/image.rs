@@ -1,0 +1,120 @@
+//! The frozen tensors of a block side by side in one run of bytes, and a rank's share of it.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Result;
+
+/// Tensors, and the shares of ranks, begin at multiples of this many bytes: what vectorised kernels
+/// like, and a multiple of every element size.
+const ALIGNMENT: usize = 64;
+
+/// Where a tensor lies in its block's image.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Handle that the model is bound to.
+    pub(super) tensor: Tensor,
+    shape: Vec<i64>,
+    kind: Kind,
+    offset: usize,
+    bytes: usize,
+}
+
+/// The frozen tensors of one block.
+#[derive(Debug, Default)]
+pub(super) struct Image {
+    pub(super) pieces: Vec<Piece>,
+    bytes: usize,
+}
+
+impl Image {
+    /// Appends a tensor; returns its handle, without values yet.
+    pub(super) fn push(&mut self, shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
+        let numel = shape.iter().product::<i64>() as usize;
+        let bytes = numel * kind.elt_size_in_bytes();
+        let tensor = Tensor::f_empty([0], (kind, device))?;
+        let piece = Piece {
+            tensor: tensor.shallow_clone(),
+            shape: shape.to_vec(),
+            kind,
+            offset: self.bytes,
+            bytes,
+        };
+        piece.clear()?;
+        self.bytes += bytes.next_multiple_of(ALIGNMENT);
+        self.pieces.push(piece);
+        Ok(tensor)
+    }
+
+    /// Bytes of all tensors, each rounded up to its alignment.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Bytes that each of `ranks` ranks holds; the last of them holds padding.
+    pub(super) fn share(&self, ranks: usize) -> usize {
+        self.bytes.div_ceil(ranks).next_multiple_of(ALIGNMENT)
+    }
+
+    /// Copies what the share `part` (number `rank`) has of tensor number `index`, whose value is
+    /// `value`. Nothing else of `value` is read.
+    pub(super) fn keep(
+        &self,
+        index: usize,
+        value: &Tensor,
+        part: &Tensor,
+        rank: usize,
+    ) -> Result<()> {
+        let piece = &self.pieces[index];
+        let share = part.numel();
+        let (begin, end) = (rank * share, (rank + 1) * share);
+        let from = piece.offset.max(begin);
+        let to = (piece.offset + piece.bytes).min(end);
+        if from >= to {
+            return Ok(());
+        }
+        let size = piece.kind.elt_size_in_bytes();
+        let (first, count) = ((from - piece.offset) / size, (to - from) / size);
+        let bytes = value
+            .f_contiguous()?
+            .f_view([-1])?
+            .f_narrow(0, first as i64, count as i64)?
+            .f_to_device(Device::Cpu)?
+            .f_to_kind(piece.kind)?
+            .f_view_dtype(Kind::Uint8)?;
+        part.f_narrow(0, (from - begin) as i64, (to - from) as i64)?
+            .f_copy_(&bytes)?;
+        Ok(())
+    }
+
+    /// Gives the handles their values, views of `whole`, the gathered shares.
+    pub(super) fn fill(&self, whole: &Tensor) -> Result<()> {
+        for piece in &self.pieces {
+            let view = whole
+                .f_narrow(0, piece.offset as i64, piece.bytes as i64)?
+                .f_view_dtype(piece.kind)?
+                .f_view(piece.shape.as_slice())?;
+            piece.set(&view)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the values from the handles again.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.pieces.iter().try_for_each(Piece::clear)
+    }
+}
+
+impl Piece {
+    /// A single NaN in the shape of the tensor: whoever computes with a tensor that is not there
+    /// gets NaN, and not yesterday's memory.
+    fn clear(&self) -> Result<()> {
+        let absent = Tensor::f_full([1], f64::NAN, (self.kind, self.tensor.device()))?;
+        self.set(&absent.f_expand(self.shape.as_slice(), false)?)
+    }
+
+    fn set(&self, source: &Tensor) -> Result<()> {
+        let mut handle = self.tensor.shallow_clone();
+        let _ = tch::no_grad(|| handle.f_set_source_tensor_(source))?;
+        Ok(())
+    }
+}
