@@ -9,7 +9,8 @@ MAKEFLAGS += --no-builtin-rules
 # The steps share one build folder and two are already parallel inside.
 .NOTPARALLEL:
 
-export PATH := $(CURDIR)/.tools/bin:$(PATH):$(HOME)/.cargo/bin
+# Daemons that the tests start lie in /usr/sbin, which users often do not have in theirs.
+export PATH := $(CURDIR)/.tools/bin:$(PATH):$(HOME)/.cargo/bin:/usr/sbin
 
 # mpirun refuses to run as root, as in most containers, unless both are set.
 ifeq ($(shell id -u),0)
@@ -38,7 +39,7 @@ setup: ## Install what the build needs: system packages, libtorch
 	@deploy/setup/libtorch.sh
 
 .PHONY: setup-test
-setup-test: setup ## Also install what the tests need: the test runner, promtool, Python readers
+setup-test: setup ## Also install what the tests need: the test runner, Prometheus, Slurm, Python readers
 	@deploy/setup/system.sh test
 	@deploy/setup/nextest.sh
 	@deploy/setup/python-dev.sh

@@ -34,7 +34,11 @@ want libopenmpi-dev has mpicc
 want openmpi-bin has mpirun
 want libhdf5-dev has_hdf5
 want ca-certificates has_certificates
-if [ "${1:-}" = test ]; then want prometheus has promtool; fi
+if [ "${1:-}" = test ]; then
+    want prometheus has promtool prometheus
+    want slurm-wlm has sbatch srun slurmctld slurmd
+    want munge has munged
+fi
 if ! has cargo >/dev/null; then want curl has curl; fi
 if ! find_python 10 venv ensurepip >/dev/null; then missing+=(python3 python3-pip python3-venv); fi
 

@@ -1,7 +1,9 @@
-//! Support for the integration tests: where fixtures and binaries lie, small corpora, training runs.
+//! Support for the integration tests: where fixtures and binaries lie, small corpora, training runs,
+//! the files of `deploy`.
 
 pub mod corpus;
 pub mod faults;
+pub mod monitoring;
 pub mod train;
 
 use std::path::{Path, PathBuf};

@@ -67,6 +67,9 @@ impl Exporter {
                 }
             }
         }
+        // Memory, CPU time, threads and files of this process, read from /proc by the scraper's thread.
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process))?;
         Ok(exporter)
     }
 
@@ -155,7 +158,7 @@ fn encode(registry: &Registry) -> prometheus::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scpeft_protocol::metrics;
+    use scpeft_protocol::metrics::{self, PROCESS};
 
     #[test]
     fn the_exposition_holds_what_was_set() {
@@ -178,5 +181,19 @@ mod tests {
                 "`{line}` is not in\n{text}"
             );
         }
+    }
+
+    #[test]
+    fn the_process_is_described_under_the_names_of_the_catalogue() {
+        let text = Exporter::new().unwrap().text().unwrap();
+        let mut found: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.split(' ').next())
+            .filter(|name| name.starts_with("process_"))
+            .collect();
+        let mut expected = PROCESS.to_vec();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected);
     }
 }

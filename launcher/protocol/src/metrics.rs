@@ -67,6 +67,17 @@ catalogue! {
     HEARTBEAT = "scpeft_heartbeat_timestamp_seconds", Gauge, [], "Unix time at which this rank last finished a step.";
 }
 
+/// Metrics of the process, which the exporter takes from the operating system when it is scraped.
+pub const PROCESS: &[&str] = &[
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_max_fds",
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_threads",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
+use crate::step::Skip;
 
 impl Training {
     pub(super) fn begin(
@@ -207,6 +208,10 @@ fn start_exporter(
         config.task.kind.as_str(),
     ];
     exporter.set(&metrics::RUN_INFO, &labels, 1.0);
+    // Counters start at 0 before anything happens: a rate over the first event needs that.
+    for reason in [Skip::NonFinite, Skip::Empty] {
+        exporter.add(&metrics::SKIPPED_STEPS, &[reason.name()], 0.0);
+    }
     exporter.set(&metrics::PLANNED_STEPS, &[], schedule.planned_steps as f64);
     exporter.set(
         &metrics::TRAINABLE_PARAMETERS,
