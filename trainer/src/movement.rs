@@ -23,6 +23,15 @@ struct Tracked {
     moved: bool,
 }
 
+/// What is known after an update.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Too early to say.
+    Open,
+    /// Everything trains, or this is to be said.
+    Given(Option<String>),
+}
+
 /// Watches the first updates of a run.
 #[derive(Debug)]
 pub(crate) struct Movement {
@@ -61,7 +70,7 @@ impl Movement {
     ///
     /// # Errors
     /// When no adapter tensor, or no tensor at all, has had a gradient.
-    pub(crate) fn observe(&mut self, params: &Params) -> Result<Option<Option<String>>> {
+    pub(crate) fn observe(&mut self, params: &Params) -> Result<Verdict> {
         self.updates += 1;
         let judge = self.updates == UPDATES;
         for (slot, tracked) in params.slots().iter().zip(&mut self.tensors) {
@@ -74,9 +83,9 @@ impl Movement {
             }
         }
         if judge {
-            return verdict(&self.tensors).map(Some);
+            return verdict(&self.tensors).map(Verdict::Given);
         }
-        Ok(None)
+        Ok(Verdict::Open)
     }
 }
 
@@ -188,15 +197,17 @@ mod tests {
         let params = Params::build(&specs, |_| Ok(None), |_| true, Layout::cpu(1)).unwrap();
         let mut movement = Movement::new(&params).unwrap();
         let mut grad = params.grad().shallow_clone();
-        let mut flat = params.flat().shallow_clone();
+        let flat = params.flat().shallow_clone();
         // `a` has a gradient in the first update alone and moves; `b` has one and stays; `c` neither.
         let _ = grad.narrow(0, 0, 1).fill_(1.0);
         let _ = flat.narrow(0, 1, 1).fill_(2.0);
-        assert_eq!(movement.observe(&params).unwrap(), None);
+        assert_eq!(movement.observe(&params).unwrap(), Verdict::Open);
         let _ = grad.zero_();
-        assert_eq!(movement.observe(&params).unwrap(), None);
+        assert_eq!(movement.observe(&params).unwrap(), Verdict::Open);
         let _ = grad.narrow(0, 3, 1).fill_(1e-30);
-        let said = movement.observe(&params).unwrap().unwrap().unwrap();
+        let Verdict::Given(Some(said)) = movement.observe(&params).unwrap() else {
+            panic!("no warning");
+        };
         let lines: Vec<&str> = said
             .lines()
             .map(|l| l.rsplit(": ").next().unwrap())

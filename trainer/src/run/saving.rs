@@ -8,6 +8,7 @@ use super::Training;
 use crate::checkpointing::{Evaluated, Finished, Progress};
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::movement::Verdict;
 use crate::step::StepReport;
 
 impl Training {
@@ -68,11 +69,11 @@ impl Training {
         let Some(movement) = self.movement.as_mut().filter(|_| updated) else {
             return Ok(());
         };
-        let Some(verdict) = movement.observe(&self.assembly.params)? else {
+        let Verdict::Given(warning) = movement.observe(&self.assembly.params)? else {
             return Ok(());
         };
         self.movement = None;
-        if let (Some(warning), Some(outputs)) = (verdict, &self.outputs) {
+        if let (Some(warning), Some(outputs)) = (warning, &self.outputs) {
             outputs.reporter.warn(&warning);
         }
         Ok(())
