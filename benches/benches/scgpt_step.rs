@@ -8,35 +8,24 @@
 //! `cargo bench --bench scgpt_step -- [--python PYTHON] [--steps N] [--only TEXT]`; with
 //! `--python` (one that has torch 2.11.0) the peer `benches/peers/scgpt_bare_stack.py` runs too.
 
+mod full_size;
+
 use std::process::Command;
 use std::time::Instant;
 
 use scpeft_collective::Single;
-use scpeft_config::{ClassWeights, Select};
-use scpeft_data::{MicroBatch, StepBatches};
-use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
-};
-use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt, Shape};
+use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, Role, device};
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
 use scpeft_trainer::step::{Stepper, tail_len};
-use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo, Staging, Task};
+use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
+
+use full_size::{SHAPE, adapter, batch, median, micro_batch, peak_mib, task};
 
 const THREADS: usize = 2;
 const CELLS: usize = 8;
-const CLASSES: usize = 18;
-const SHAPE: Shape = Shape {
-    vocab: 60_697,
-    d_model: 512,
-    n_heads: 8,
-    d_hid: 512,
-    n_layers: 12,
-    pad_id: 60_694,
-};
-
 /// One row of the table.
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
@@ -110,66 +99,6 @@ fn rows() -> Vec<Row> {
     rows
 }
 
-fn adapter(kind: &str) -> AdapterOptions {
-    let layers = LayerSelection::FirstHalf;
-    if kind == "lora" {
-        return AdapterOptions::Lora(LoraOptions {
-            layers,
-            r: 8,
-            lora_alpha: 1.0,
-            targets: vec![Projection::Query, Projection::Value],
-            train_qkv_bias: true,
-        });
-    }
-    AdapterOptions::Encoder(EncoderOptions {
-        layers,
-        mlp_ratio: 0.25,
-        skip_connect: true,
-        zero_init: false,
-    })
-}
-
-/// A task of as many types as the peer has.
-fn task() -> Identification {
-    let options = IdentificationOptions {
-        label: "type".into(),
-        class_weights: ClassWeights::None,
-        classifier_layers: 3,
-        select: Select::Auto,
-    };
-    let labels = LabelInfo {
-        categories: (0..CLASSES).map(|i| i.to_string()).collect(),
-        train_counts: vec![10; CLASSES],
-        valid_counts: vec![1; CLASSES],
-        all_counts: vec![11; CLASSES],
-    };
-    Identification::for_training(options, &labels).expect("18 types")
-}
-
-/// A batch without padding: every slot counts.
-fn batch(tokens: usize) -> StepBatches {
-    let slots = CELLS * tokens;
-    let gene = |i: usize| (i * 7919 % 60_690) as i32;
-    let values: Vec<f32> = (0..slots).map(|i| (i * 31 % 51) as f32).collect();
-    let micro = MicroBatch {
-        cells: (0..CELLS as u64).collect(),
-        rows: CELLS,
-        len: tokens,
-        gene_ids: (0..slots).map(gene).collect(),
-        targets: values.clone(),
-        values,
-        labels: (0..CELLS as i64).collect(),
-        tokens: slots,
-        ..MicroBatch::default()
-    };
-    StepBatches {
-        epoch: 0,
-        batch: 0,
-        global_cells: CELLS,
-        micro: vec![micro],
-    }
-}
-
 /// Runs one row in this process and prints three numbers.
 fn measure(row: &Row, steps: usize) {
     device::set_threads(THREADS);
@@ -216,7 +145,7 @@ fn measure(row: &Row, steps: usize) {
         pad_id: SHAPE.pad_id as i32,
         batches: None,
     };
-    let batch = batch(row.tokens);
+    let batch = batch(vec![micro_batch(0, CELLS, row.tokens)], CELLS);
     let world = Single;
     let mut stepper = Stepper {
         model: &model,
@@ -254,11 +183,6 @@ fn measure(row: &Row, steps: usize) {
     println!("{} {} {}", median(wall), median(cpu), peak_mib());
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// User and system time of this process.
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
@@ -271,21 +195,6 @@ fn cpu_seconds() -> f64 {
         .sum();
     // Linux reports 100 ticks a second to programs, whatever its own clock.
     ticks / 100.0
-}
-
-/// Largest resident size so far.
-fn peak_mib() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status
-        .lines()
-        .find(|l| l.starts_with("VmHWM"))
-        .expect("VmHWM");
-    let kib: f64 = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .expect("KiB");
-    kib / 1024.0
 }
 
 /// Runs one row in a process of its own.

@@ -1,6 +1,8 @@
 //! From what was asked for to the command line that starts it. Pure: the file system is looked at
 //! through [`Surroundings`] only, which tests fill in by hand.
 
+use crate::hosts::Host;
+use scpeft_protocol::heartbeat::{ADDRESS_VARIABLE, TOKEN_VARIABLE};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -8,11 +10,35 @@ use std::path::{Path, PathBuf};
 /// More ranks than this on one machine is taken for a slip of the hand.
 pub const RANKS_MAX: u32 = 512;
 
+/// What starts several ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Via {
+    /// Open MPI's `mpirun`.
+    Mpirun,
+    /// Slurm's `srun`, inside an allocation.
+    Srun,
+}
+
+/// The process that stands between whatever starts the ranks and each rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The launcher's own executable.
+    pub launcher: PathBuf,
+    /// Folder of the ranks' log files; without one every rank writes to the terminal.
+    pub logs: Option<PathBuf>,
+}
+
 /// What the user asked to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Number of ranks, from 1 to [`RANKS_MAX`].
+    /// Number of ranks, from 1 to [`RANKS_MAX`] on this machine, or to what the hosts take.
     pub ranks: u32,
+    /// The hosts to start them on; this machine, or those of the allocation, when there are none.
+    pub hosts: Vec<Host>,
+    /// What starts them.
+    pub via: Via,
+    /// What watches them, if anything does.
+    pub guard: Option<Guard>,
     /// The `mpirun` to use instead of the one in `PATH`.
     pub mpirun: Option<PathBuf>,
     /// The program that every rank runs, with its arguments; not empty.
@@ -59,6 +85,25 @@ pub enum CommandError {
         /// What was asked for.
         ranks: u32,
     },
+    /// More ranks than the hosts take.
+    #[error(
+        "cannot start `{ranks}` ranks on hosts that take `{slots}`\n\
+         help: give the hosts more slots (`--hosts h1:8,h2:8`) or ask for fewer ranks"
+    )]
+    Slots {
+        /// What was asked for.
+        ranks: u32,
+        /// What the hosts take together.
+        slots: u32,
+    },
+    /// Hosts are named, but Slurm has chosen them already.
+    #[error(
+        "hosts cannot be named with `srun`\nhelp: use `--via mpirun`, or leave the hosts to Slurm"
+    )]
+    HostsOfSlurm,
+    /// `srun` is not there.
+    #[error("no `srun` in `PATH`\nhelp: use `--via mpirun`, or start inside a Slurm allocation")]
+    NoSrun,
     /// Nothing to start.
     #[error(
         "no program to start\n\
@@ -108,44 +153,36 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// Builds the command line of a request: the program itself for one rank, `mpirun` for more.
+    /// Builds the command line of a request: the program itself for one rank of this machine,
+    /// `mpirun` or `srun` for more; with a guard, `scpeft-launch rank` around the program.
     ///
     /// # Errors
-    /// When the rank count makes no sense, or `mpirun` or the program is missing.
+    /// When the rank count makes no sense, or the program or what starts it is missing.
     pub fn new(request: &Request, around: &Surroundings) -> Result<Self, CommandError> {
-        let ranks = request.ranks;
-        if !(1..=RANKS_MAX).contains(&ranks) {
-            return Err(CommandError::Ranks { ranks });
-        }
+        check_ranks(request)?;
         let (program, own_arguments) = request.command.split_first().ok_or(CommandError::Empty)?;
         let program = find_program(program, around)?;
-        if ranks == 1 {
-            return Ok(Self {
-                program,
-                arguments: own_arguments.to_vec(),
-            });
+        let mut rank: Vec<OsString> = Vec::new();
+        if let Some(guard) = &request.guard {
+            rank.extend([guard.launcher.clone().into_os_string(), "rank".into()]);
+            if let Some(logs) = &guard.logs {
+                rank.extend(["--logs".into(), logs.clone().into_os_string()]);
+            }
+            rank.push("--".into());
         }
-
-        let wanted = request.mpirun.as_deref().unwrap_or(Path::new("mpirun"));
-        let mpirun =
-            find(wanted.as_os_str(), &around.path).ok_or_else(|| CommandError::NoMpirun {
-                mpirun: wanted.to_path_buf(),
-                ranks,
-            })?;
-        let mut arguments: Vec<OsString> = vec!["-n".into(), ranks.to_string().into()];
-        // The default binds two or fewer ranks to one core each, which starves their loader threads.
-        arguments.extend(["--bind-to".into(), "none".into()]);
-        if ranks as usize > around.cores {
-            arguments.push("--oversubscribe".into());
-        }
-        if around.root {
-            arguments.push("--allow-run-as-root".into());
-        }
-        arguments.push(program.into_os_string());
-        arguments.extend_from_slice(own_arguments);
+        rank.push(program.into_os_string());
+        rank.extend_from_slice(own_arguments);
+        let starter = match request.via {
+            _ if request.ranks == 1 && request.hosts.is_empty() => None,
+            Via::Mpirun => Some(mpirun(request, around)?),
+            Via::Srun => Some(srun(request, around)?),
+        };
+        let mut words = starter.unwrap_or_default();
+        words.append(&mut rank);
+        let program = words.remove(0).into();
         Ok(Self {
-            program: mpirun,
-            arguments,
+            program,
+            arguments: words,
         })
     }
 
@@ -157,6 +194,76 @@ impl CommandLine {
             .collect::<Vec<_>>()
             .join(" ")
     }
+}
+
+fn check_ranks(request: &Request) -> Result<(), CommandError> {
+    let ranks = request.ranks;
+    if !request.hosts.is_empty() {
+        let slots = request
+            .hosts
+            .iter()
+            .fold(0_u32, |sum, host| sum.saturating_add(host.slots));
+        return match ranks {
+            0 => Err(CommandError::Ranks { ranks }),
+            ranks if ranks > slots => Err(CommandError::Slots { ranks, slots }),
+            _ => Ok(()),
+        };
+    }
+    if ranks == 0 || (request.via == Via::Mpirun && ranks > RANKS_MAX) {
+        return Err(CommandError::Ranks { ranks });
+    }
+    Ok(())
+}
+
+/// The words that start a program on all ranks through `mpirun`.
+fn mpirun(request: &Request, around: &Surroundings) -> Result<Vec<OsString>, CommandError> {
+    let ranks = request.ranks;
+    let wanted = request.mpirun.as_deref().unwrap_or(Path::new("mpirun"));
+    let mpirun = find(wanted.as_os_str(), &around.path).ok_or_else(|| CommandError::NoMpirun {
+        mpirun: wanted.to_path_buf(),
+        ranks,
+    })?;
+    let mut words: Vec<OsString> = vec![
+        mpirun.into_os_string(),
+        "-n".into(),
+        ranks.to_string().into(),
+    ];
+    // The default binds two or fewer ranks to one core each, which starves their loader threads.
+    words.extend(["--bind-to".into(), "none".into()]);
+    if request.hosts.is_empty() {
+        if ranks as usize > around.cores {
+            words.push("--oversubscribe".into());
+        }
+    } else {
+        let hosts: Vec<String> = request
+            .hosts
+            .iter()
+            .map(|host| format!("{}:{}", host.name, host.slots))
+            .collect();
+        words.extend(["--host".into(), hosts.join(",").into()]);
+        if request.guard.is_some() {
+            // By name: the values stay out of the command line, which every user can read.
+            for name in [ADDRESS_VARIABLE, TOKEN_VARIABLE] {
+                words.extend(["-x".into(), name.into()]);
+            }
+        }
+    }
+    if around.root {
+        words.push("--allow-run-as-root".into());
+    }
+    Ok(words)
+}
+
+/// The words that start a program on all ranks through `srun`, which passes the environment on.
+fn srun(request: &Request, around: &Surroundings) -> Result<Vec<OsString>, CommandError> {
+    if !request.hosts.is_empty() {
+        return Err(CommandError::HostsOfSlurm);
+    }
+    let srun = find(OsStr::new("srun"), &around.path).ok_or(CommandError::NoSrun)?;
+    let mut words = vec![srun.into_os_string(), "--mpi=pmix".into(), "-n".into()];
+    words.push(request.ranks.to_string().into());
+    words.extend(["--cpu-bind=none".into(), "--kill-on-bad-exit=1".into()]);
+    Ok(words)
 }
 
 fn quote(word: &OsStr) -> String {
@@ -229,6 +336,9 @@ mod tests {
     fn request(ranks: u32, command: &[&str]) -> Request {
         Request {
             ranks,
+            hosts: Vec::new(),
+            via: Via::Mpirun,
+            guard: None,
             mpirun: None,
             command: command.iter().map(OsString::from).collect(),
         }
@@ -319,6 +429,62 @@ mod tests {
             error(1, &["text"]).starts_with("no program `text` in `PATH` or beside scpeft-launch")
         );
         assert!(error(1, &["./gone"]).starts_with("no program `./gone` that can be executed"));
+    }
+
+    #[test]
+    fn hosts_get_their_slots_and_what_the_guards_need_to_know() {
+        let (folder, mut around) = machine(&["mpirun", "x"]);
+        around.cores = 1;
+        let mut asked = request(3, &["x", "y"]);
+        asked.hosts = crate::hosts::parse_list("a:2,b").unwrap();
+        asked.guard = Some(Guard {
+            launcher: "/opt/scpeft-launch".into(),
+            logs: Some("/run/logs".into()),
+        });
+        let line = CommandLine::new(&asked, &around).unwrap();
+        let expected = "@mpirun -n 3 --bind-to none --host a:2,b:1 -x SCPEFT_HEARTBEAT \
+                        -x SCPEFT_HEARTBEAT_TOKEN /opt/scpeft-launch rank --logs /run/logs -- @x y";
+        assert_eq!(words(&line, folder.path()).join(" "), expected);
+        asked.ranks = 4;
+        let error = CommandLine::new(&asked, &around).unwrap_err().to_string();
+        assert!(
+            error.contains("`4` ranks on hosts that take `3`"),
+            "{error}"
+        );
+        asked.ranks = 1;
+        let line = CommandLine::new(&asked, &around).unwrap();
+        assert_eq!(words(&line, folder.path())[..3], ["@mpirun", "-n", "1"]);
+    }
+
+    #[test]
+    fn slurm_starts_its_own_ranks_and_chooses_its_hosts() {
+        let (folder, mut around) = machine(&["srun", "x"]);
+        let mut asked = request(600, &["x"]);
+        asked.via = Via::Srun;
+        let line = CommandLine::new(&asked, &around).unwrap();
+        let expected = "@srun --mpi=pmix -n 600 --cpu-bind=none --kill-on-bad-exit=1 @x";
+        assert_eq!(words(&line, folder.path()).join(" "), expected);
+        asked.hosts = crate::hosts::parse_list("a:600").unwrap();
+        assert_eq!(
+            CommandLine::new(&asked, &around),
+            Err(CommandError::HostsOfSlurm)
+        );
+        asked.hosts.clear();
+        around.path.clear();
+        around.own_folder = Some(folder.path().to_path_buf());
+        assert_eq!(CommandLine::new(&asked, &around), Err(CommandError::NoSrun));
+    }
+
+    #[test]
+    fn a_guard_stands_around_a_single_rank_too() {
+        let (folder, around) = machine(&["x"]);
+        let mut asked = request(1, &["x", "y"]);
+        asked.guard = Some(Guard {
+            launcher: "/l".into(),
+            logs: None,
+        });
+        let line = CommandLine::new(&asked, &around).unwrap();
+        assert_eq!(words(&line, folder.path()), ["/l", "rank", "--", "@x", "y"]);
     }
 
     #[test]

@@ -1,11 +1,23 @@
-//! Starts the ranks of a run on this machine and relays what became of them.
+//! Starts the ranks of a run, watches over them and relays what became of them.
 //!
-//! Three parts: [`command`] turns what was asked for into one command line, without side effects;
-//! [`supervise`] starts it, passes stop requests on and bounds how long they may take; [`relay`]
-//! turns its end into an exit code and one line of explanation. Nothing here links MPI or libtorch,
-//! so the launcher starts in milliseconds.
+//! [`command`] turns what was asked for into one command line, without side effects; [`hosts`] and
+//! [`training`] read parts of it. [`session`] is a run from its first start to its last end:
+//! [`supervise`] starts a command line, passes stop requests on and bounds how long they may take;
+//! [`policy`] decides whether to start again; [`relay`] and [`diagnosis`] explain an end. [`guard`]
+//! stands around each rank and tells [`server`], which keeps the [`board`]. Nothing here links MPI
+//! or libtorch, so the launcher starts in milliseconds.
 
+pub mod board;
+pub mod checkpoints;
 pub mod command;
 pub mod cores;
+pub mod diagnosis;
+pub mod events;
+pub mod guard;
+pub mod hosts;
+pub mod policy;
 pub mod relay;
+pub mod server;
+pub mod session;
 pub mod supervise;
+pub mod training;

@@ -1,10 +1,13 @@
-//! `scpeft-launch`: starts the ranks of a run on this machine and relays their exit code.
+//! `scpeft-launch`: starts the ranks of a run, watches over them and relays their exit code.
 
 use anyhow::Context as _;
-use clap::Parser;
-use scpeft_launcher::command::{CommandError, CommandLine, RANKS_MAX, Request, Surroundings};
-use scpeft_launcher::relay::Outcome;
-use scpeft_launcher::supervise;
+use clap::{Args, Parser, Subcommand};
+use scpeft_launcher::command::{CommandError, CommandLine, Guard, Request, Surroundings, Via};
+use scpeft_launcher::guard;
+use scpeft_launcher::hosts::{self, Host, HostsError};
+use scpeft_launcher::server::Reach;
+use scpeft_launcher::session::Session;
+use scpeft_launcher::training::{Training, with_program};
 use scpeft_protocol::exit;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -12,20 +15,64 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Start the ranks of a run on this machine and relay their exit code
+/// Restarts of a training run without progress, unless told otherwise.
+const MAX_RESTARTS: u32 = 3;
+
+/// Start the ranks of a run, watch over them and relay their exit code
 ///
-/// Several ranks are started through mpirun, unbound, so that each may use its loader threads; one
-/// rank is started directly. The program is looked for in PATH, then beside scpeft-launch.
+/// Several ranks are started through mpirun (srun inside a Slurm allocation), unbound, so that each
+/// may use its loader threads; one rank is started directly. The program is looked for in PATH, then
+/// beside scpeft-launch; it is scpeft-train when COMMAND begins with an option or with one of
+/// scpeft-train's commands.
+///
+/// A training run has its ranks' output in RUN/logs and rank 0 on the terminal, and is started again
+/// after a hang, a preemption or a crash, from its newest good checkpoint. What happened is in
+/// RUN/events.jsonl.
 ///
 /// SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 ask the ranks to save and leave: they receive
 /// SIGUSR1. A second SIGTERM, SIGINT or SIGHUP, or the end of the grace period, stops them at once.
 #[derive(Debug, Parser)]
-#[command(name = "scpeft-launch", version, after_long_help = after_help(), after_help = exit::HELP)]
-struct Arguments {
-    /// Number of ranks to start on this machine
-    #[arg(short = 'n', long = "ranks", value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(RANKS_MAX)))]
-    ranks: u32,
+#[command(name = "scpeft-launch", version, after_long_help = after_help(), after_help = exit::HELP,
+          args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+struct Cli {
+    #[command(subcommand)]
+    mode: Option<Mode>,
+    #[command(flatten)]
+    start: StartArguments,
+}
+
+/// What to do besides starting a run.
+#[derive(Debug, Subcommand)]
+enum Mode {
+    /// Stand around one rank: keep its log, tell the launcher how it ends. Started by the launcher
+    #[command(hide = true)]
+    Rank {
+        /// Folder of the log files; without one everything goes to the terminal
+        #[arg(long, value_name = "DIR")]
+        logs: Option<PathBuf>,
+        /// The program of the rank, with its arguments
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct StartArguments {
+    /// Number of ranks [default: what the hosts take, or the tasks of the Slurm allocation]
+    #[arg(short = 'n', long = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Option<u32>,
+
+    /// Hosts and how many ranks each takes: `h1:8,h2:8`
+    #[arg(long, value_name = "HOSTS", conflicts_with = "hostfile")]
+    hosts: Option<String>,
+
+    /// A file with a `host slots=8` on each line
+    #[arg(long, value_name = "FILE")]
+    hostfile: Option<PathBuf>,
+
+    /// What starts the ranks [default: srun inside a Slurm allocation, else mpirun]
+    #[arg(long, value_enum, value_name = "STARTER")]
+    via: Option<Via>,
 
     /// The mpirun to use instead of the one in PATH
     #[arg(long, value_name = "PATH")]
@@ -36,19 +83,25 @@ struct Arguments {
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     grace_secs: u64,
 
+    /// How often in a row a run is started again without coming any further [default: 3 for
+    /// training, 0 for everything else]
+    #[arg(long, value_name = "N")]
+    max_restarts: Option<u32>,
+
     /// Print the command line that would be run, and stop
     #[arg(long)]
     dry_run: bool,
 
-    /// The program that every rank runs, with its arguments
+    /// What every rank runs: a program with its arguments, or arguments of scpeft-train
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 fn after_help() -> String {
     format!(
-        "Examples:\n  scpeft-launch -n 2 -- scpeft-train --config run.toml\n  \
-         scpeft-launch -n 2 --dry-run -- scpeft-train --config run.toml\n\n{}\n  \
+        "Examples:\n  scpeft-launch -n 2 -- --config run.toml\n  \
+         scpeft-launch --hosts h1:8,h2:8 -- --config run.toml\n  \
+         scpeft-launch -n 2 --dry-run -- scpeft-train predict --run RUN --output DIR\n\n{}\n  \
          128+S a rank was killed by signal S (137: SIGKILL)\n\n\
          The code is that of the first rank that failed.",
         exit::HELP
@@ -56,46 +109,110 @@ fn after_help() -> String {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match launch(arguments) {
-        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
-        Err(error) => {
-            say(&format!("error: {error:#}"));
-            let code = if error.is::<CommandError>() {
-                exit::CONFIG
-            } else {
-                exit::INTERNAL
-            };
-            ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+    let result = match Cli::parse() {
+        Cli {
+            mode: Some(Mode::Rank { logs, command }),
+            ..
+        } => guard::run(logs.as_deref(), &command).context("cannot run this rank"),
+        Cli { start, .. } => launch(start),
+    };
+    let code = result.unwrap_or_else(|error| {
+        say(&format!("error: {error:#}"));
+        if error.is::<CommandError>() || error.is::<HostsError>() || error.is::<NoCount>() {
+            exit::CONFIG
+        } else {
+            exit::INTERNAL
         }
-    }
+    });
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-fn launch(arguments: Arguments) -> anyhow::Result<i32> {
-    let grace = Duration::from_secs(arguments.grace_secs);
-    let request = Request {
-        ranks: arguments.ranks,
-        mpirun: arguments.mpirun,
-        command: arguments.command,
+/// Nothing says how many ranks to start.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "how many ranks?\nhelp: `--ranks <N>`, `--hosts h1:8,h2:8`, or start inside a Slurm allocation"
+)]
+struct NoCount;
+
+fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
+    let hosts = match (&arguments.hosts, &arguments.hostfile) {
+        (Some(list), _) => hosts::parse_list(list)?,
+        (None, Some(file)) => hosts::read_file(file)?,
+        (None, None) => Vec::new(),
     };
-    let line = CommandLine::new(&request, &Surroundings::of_this_process())?;
+    let slurm = Slurm::of_this_process();
+    let ranks = ranks(&arguments, &hosts, slurm).ok_or(NoCount)?;
+    let via = arguments.via.unwrap_or(match slurm {
+        Some(_) if hosts.is_empty() => Via::Srun,
+        _ => Via::Mpirun,
+    });
+    let command = with_program(arguments.command);
+    let training = Training::of(&command);
+    let launcher = std::env::current_exe().context("cannot find our own executable")?;
+    let logs = training
+        .as_ref()
+        .map(|training| training.run_dir.join("logs"));
+    let reach = if hosts.is_empty() && slurm.is_none_or(|slurm| slurm.nodes == 1) {
+        Reach::Machine
+    } else {
+        Reach::Network
+    };
+    let default_restarts = if training.is_some() { MAX_RESTARTS } else { 0 };
+    let session = Session {
+        request: Request {
+            ranks,
+            hosts,
+            via,
+            guard: Some(Guard { launcher, logs }),
+            mpirun: arguments.mpirun,
+            command,
+        },
+        around: Surroundings::of_this_process(),
+        training,
+        max_restarts: arguments.max_restarts.unwrap_or(default_restarts),
+        grace: Duration::from_secs(arguments.grace_secs),
+        reach,
+    };
+    let line = CommandLine::new(&session.request, &session.around)?;
     if arguments.dry_run {
         writeln!(std::io::stdout(), "{}", line.shell()).context("cannot write to stdout")?;
         return Ok(exit::OK);
     }
-
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    // One thread: the kernel's "parent of the child" is then the launcher as a whole.
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot prepare to supervise a process")?;
-    let status = runtime
-        .block_on(supervise::run(&line, grace, say))
-        .with_context(|| format!("cannot run `{}`", line.program.display()))?;
-    let outcome = Outcome::of(status);
-    if let Some(message) = &outcome.message {
-        say(message);
+        .context("cannot prepare to supervise a process")?
+        .block_on(session.run(say))
+}
+
+/// A Slurm allocation that we are in.
+#[derive(Debug, Clone, Copy)]
+struct Slurm {
+    tasks: u32,
+    nodes: u32,
+}
+
+impl Slurm {
+    fn of_this_process() -> Option<Self> {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+        std::env::var_os("SLURM_JOB_ID")?;
+        Some(Self {
+            tasks: number("SLURM_NTASKS")?,
+            nodes: number("SLURM_NNODES").unwrap_or(1),
+        })
     }
-    Ok(outcome.code)
+}
+
+fn ranks(arguments: &StartArguments, hosts: &[Host], slurm: Option<Slurm>) -> Option<u32> {
+    let slots = hosts
+        .iter()
+        .fold(0_u32, |sum, host| sum.saturating_add(host.slots));
+    let counted = (slots > 0).then_some(slots);
+    arguments
+        .ranks
+        .or(counted)
+        .or(slurm.map(|slurm| slurm.tasks))
 }
 
 /// One line on stderr. A closed stderr must not bring a run down.

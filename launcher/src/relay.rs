@@ -24,6 +24,11 @@ impl Outcome {
             (None, Some(signal)) => SIGNAL_BASE + signal,
             (None, None) => exit::INTERNAL,
         };
+        Self::with(code)
+    }
+
+    /// What an exit code means.
+    pub fn with(code: i32) -> Self {
         Self {
             code,
             message: explain(code),

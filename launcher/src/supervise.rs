@@ -70,7 +70,8 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
 }
 
 /// Signal streams, opened before the child starts so that no request is lost in between.
-struct Requests {
+#[derive(Debug)]
+pub struct Requests {
     term: Signal,
     int: Signal,
     hup: Signal,
@@ -78,13 +79,22 @@ struct Requests {
 }
 
 impl Requests {
-    fn open() -> io::Result<Self> {
+    /// Starts listening for the signals of this process.
+    ///
+    /// # Errors
+    /// When the system refuses a handler.
+    pub fn open() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
             usr1: signal(SignalKind::user_defined1())?,
         })
+    }
+
+    /// Waits for any request.
+    pub async fn any(&mut self) {
+        self.next().await;
     }
 
     async fn next(&mut self) -> Event {
@@ -97,18 +107,30 @@ impl Requests {
     }
 }
 
-/// Starts `line` and waits for its end, giving the ranks `grace` to save after a stop request.
-/// `say` receives one line for each step of a stop.
+/// How a command line ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// Its end as the system reports it.
+    pub status: ExitStatus,
+    /// Whether a stop was asked for meanwhile.
+    pub stop_requested: bool,
+}
+
+/// Starts `line` with `environment` added to ours and waits for its end, giving the ranks `grace`
+/// to save after a stop request. `say` receives one line for each step of a stop.
 ///
 /// # Errors
 /// When the process cannot be started or waited for.
 pub async fn run(
     line: &CommandLine,
+    environment: &[(&str, String)],
     grace: Duration,
+    requests: &mut Requests,
     mut say: impl FnMut(&str),
-) -> io::Result<ExitStatus> {
-    let mut requests = Requests::open()?;
-    let mut child = prepare(line).spawn()?;
+) -> io::Result<Ended> {
+    let mut command = prepare(line);
+    command.envs(environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.spawn()?;
     let pid = child
         .id()
         .expect("a child that was not waited for has a process id");
@@ -118,7 +140,10 @@ pub async fn run(
     let mut deadline: Option<Instant> = None;
     loop {
         let event = tokio::select! {
-            status = child.wait() => return status,
+            status = child.wait() => {
+                let stop_requested = phase != Phase::Running;
+                return status.map(|status| Ended { status, stop_requested });
+            }
             event = requests.next() => event,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 Event::Deadline

@@ -30,6 +30,10 @@ pub enum Command {
     /// Print every tensor of a run's model with its shape, its number of parameters and whether it
     /// trains, without training.
     Parameters(ParametersArgs),
+    /// Print what a run will need: parameters, memory and communication of a rank, operations of a
+    /// step. Starts no ranks and reads no weights; exits with 2 when the run cannot fit.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Plan(PlanArgs),
     /// Print every configuration key with its default and meaning.
     Keys,
 }
@@ -68,6 +72,37 @@ pub struct ParametersArgs {
     /// Override a key of the configuration; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// Arguments of planning.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override a key of the configuration; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Ranks of the run.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = at_least_one)]
+    pub world: usize,
+    /// Ranks of a machine; all of them when absent.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub ranks_per_node: Option<usize>,
+    /// Memory of a machine in GiB; that of this one when absent.
+    #[arg(long, value_name = "GIB")]
+    pub memory_gib: Option<f64>,
+    /// Print JSON, sizes in bytes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 /// Arguments of prediction.

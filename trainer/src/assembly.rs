@@ -53,6 +53,78 @@ struct Splits {
     unlabelled: u64,
 }
 
+/// A run before any tensor of its model exists.
+pub(crate) struct Draft {
+    /// Corpus and tokeniser.
+    pub(crate) feed: Feed,
+    /// What the model is trained for.
+    pub(crate) task: Box<dyn Task>,
+    /// The backbone it is built on; its weights are opened and not read.
+    pub(crate) backbone: Backbone,
+    batches: Option<Arc<Batches>>,
+    splits: Splits,
+}
+
+impl Draft {
+    /// Opens what `config` names.
+    ///
+    /// # Errors
+    /// Whatever is wrong with corpus, labels or backbone.
+    pub(crate) fn open(config: &Config) -> Result<Self> {
+        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
+        let backbone = Backbone::for_training(config, &corpus)?;
+        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
+        let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
+        let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
+        let labels = feed.label_info(&train, &valid)?;
+        let batches = feed.batches(config, &train, &valid)?.map(Arc::new);
+        let task = task::build(
+            config,
+            &labels,
+            batches.as_deref(),
+            backbone.classifier_layers,
+            backbone.conventions().mask_value,
+        )?;
+        let splits = Splits {
+            train,
+            valid,
+            unlabelled: left_out + also_left_out,
+        };
+        Ok(Self {
+            feed,
+            task,
+            backbone,
+            batches,
+            splits,
+        })
+    }
+
+    /// The model.
+    pub(crate) fn blueprint(&self, config: &Config) -> Blueprint {
+        blueprint(
+            config,
+            &self.backbone,
+            self.task.as_ref(),
+            self.batches.as_deref(),
+        )
+    }
+
+    /// Whether a tensor of the model trains.
+    pub(crate) fn trains(&self, config: &Config, spec: &TensorSpec, unfrozen: &[String]) -> bool {
+        let buffer = spec.role == Role::Buffer;
+        !buffer && trains(config.task.trainable, spec, self.task.as_ref(), unfrozen)
+    }
+
+    /// The loader of the training cells of one rank.
+    ///
+    /// # Errors
+    /// Batch sizes that the ranks do not divide.
+    pub(crate) fn train_loader(&self, config: &Config, share: Share) -> Result<Loader> {
+        self.feed
+            .train_loader(config, self.splits.train.clone(), share)
+    }
+}
+
 /// The loaders of a training run.
 pub struct SplitLoaders {
     /// Shuffled training cells.
@@ -73,25 +145,13 @@ impl Assembly {
         gather: Option<Rc<dyn Gather>>,
     ) -> Result<Self> {
         let (device, threads) = start_libtorch(config, topology)?;
-        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
-        let backbone = Backbone::for_training(config, &corpus)?;
-        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
-        let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
-        let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
-        let labels = feed.label_info(&train, &valid)?;
-        let batches = feed.batches(config, &train, &valid)?.map(Arc::new);
-        let task = task::build(
-            config,
-            &labels,
-            batches.as_deref(),
-            backbone.classifier_layers,
-            backbone.conventions().mask_value,
-        )?;
-        let splits = Splits {
-            train,
-            valid,
-            unlabelled: left_out + also_left_out,
-        };
+        let Draft {
+            feed,
+            task,
+            batches,
+            backbone,
+            splits,
+        } = Draft::open(config)?;
         let told = batches.as_deref();
         let (params, model, report) =
             build_model(config, &backbone, task.as_ref(), told, device, gather)?;
@@ -375,13 +435,7 @@ fn build_model(
     device: Device,
     gather: Option<Rc<dyn Gather>>,
 ) -> Result<(Params, Scgpt, Option<LoadReport>)> {
-    let known = batches.map_or(0, |b| b.names().len());
-    let blueprint = Blueprint {
-        shape: backbone.shape,
-        inputs: settings::inputs(config, backbone.values, known),
-        heads: task.heads(),
-        adapters: settings::adapters(config),
-    };
+    let blueprint = blueprint(config, backbone, task, batches);
     let d_model = backbone.shape.d_model as usize;
     let layout = Layout {
         seed: config.run.seed,
@@ -426,6 +480,22 @@ fn build_model(
     Ok((params, model, report))
 }
 
+/// The model that a configuration describes.
+fn blueprint(
+    config: &Config,
+    backbone: &Backbone,
+    task: &dyn Task,
+    batches: Option<&Batches>,
+) -> Blueprint {
+    let known = batches.map_or(0, |b| b.names().len());
+    Blueprint {
+        shape: backbone.shape,
+        inputs: settings::inputs(config, backbone.values, known),
+        heads: task.heads(),
+        adapters: settings::adapters(config),
+    }
+}
+
 /// Which tensors of the model the weights hold. A head may be missing or of another shape (it then
 /// starts fresh), the encoder may not.
 fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadReport> {
@@ -459,7 +529,7 @@ fn trains(rule: Trainable, spec: &TensorSpec, task: &dyn Task, unfrozen: &[Strin
 }
 
 /// A digit group every three digits.
-fn grouped(n: u64) -> String {
+pub(crate) fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -19,6 +19,7 @@ mod identity;
 mod loading;
 mod movement;
 pub mod optim;
+pub mod plan;
 mod plot;
 pub mod predict;
 pub mod record;

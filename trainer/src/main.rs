@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, predict, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -29,6 +29,13 @@ fn main() {
     }
     if let Some(Command::Parameters(args)) = &cli.command {
         std::process::exit(match run::parameters(args) {
+            Ok(table) if writeln!(std::io::stdout(), "{table}").is_ok() => exit::OK,
+            Ok(_) => exit::INTERNAL,
+            Err(failure) => report(&failure),
+        });
+    }
+    if let Some(Command::Plan(args)) = &cli.command {
+        std::process::exit(match plan::plan(args) {
             Ok(table) if writeln!(std::io::stdout(), "{table}").is_ok() => exit::OK,
             Ok(_) => exit::INTERNAL,
             Err(failure) => report(&failure),
@@ -76,7 +83,7 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
-        Some(Command::Keys | Command::Parameters(_)) => Ok(Outcome::Done),
+        Some(Command::Keys | Command::Parameters(_) | Command::Plan(_)) => Ok(Outcome::Done),
     };
     match result {
         Ok(Outcome::Done) => exit::OK,

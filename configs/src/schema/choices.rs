@@ -188,6 +188,8 @@ choice! {
         ClassBalanced = "class-balanced",
         /// Every cell once, each batch with the values of a column in their proportions.
         Stratified = "stratified",
+        /// As many cells as there are, drawn with replacement, in proportion to a column of weights.
+        Weighted = "weighted",
     }
 }
 

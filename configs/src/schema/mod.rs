@@ -56,10 +56,14 @@ section! {
         batch: Option<String> = None;
         /// `uniform` (every training cell once an epoch), `stratified` (the same, and each batch has
         /// the values of `data.stratify_by` in their proportions) or `class-balanced` (drawn with
-        /// replacement, every label equally often; needs `data.label`). Default `uniform`.
+        /// replacement, every label equally often; needs `data.label`) or `weighted` (drawn with
+        /// replacement, in proportion to `data.weight_by`). Default `uniform`.
         sampler: Sampler = Sampler::Uniform;
         /// The obs column of `data.sampler = "stratified"`. Default: unset.
         stratify_by: Option<String> = None;
+        /// The obs column of numbers that says how often `data.sampler = "weighted"` draws a cell: one
+        /// of weight 2 comes twice as often as one of weight 1, one of weight 0 never. Default: unset.
+        weight_by: Option<String> = None;
         /// The obs column that says which split a cell belongs to. Default `split`.
         split_column: String = "split".to_owned();
         /// Value of `split_column` for training cells. Default `train`.

@@ -352,6 +352,16 @@ fn idle_ranks_join_every_gather() {
             built.params.store().unwrap().usage().gathers
         });
         assert_eq!(gathers[0], gathers[1], "{name}");
+        // What a plan takes for granted: two passes, the second of which may find block 0 there.
+        let unfrozen = blueprint.unfreezes().unwrap();
+        let trains = |spec: &TensorSpec| Purpose::Identification.adapts(spec, &unfrozen);
+        let first = blueprint.first_in_backward(trains).unwrap() as u64;
+        let expected = match first {
+            0 => 7 + 6,
+            4 => 4 + 4,
+            _ => 2 * (4 + 3 - first),
+        };
+        assert_eq!(gathers[0], expected, "{name} from block {first}");
     }
 }
 

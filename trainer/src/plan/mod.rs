@@ -5,7 +5,6 @@ pub mod estimate;
 
 use scpeft_config::{Config, Shard};
 use scpeft_model::backbone::scgpt::Shape;
-use scpeft_model::exec::ExecutorKind;
 use serde::Serialize;
 use tch::Device;
 
@@ -18,7 +17,7 @@ use crate::step::tail_len;
 
 use estimate::{Memory, Parameters, Setup, Step};
 
-const MIB: f64 = 1048576.0;
+const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
 
 /// What a run needs, per rank unless said otherwise.
@@ -229,9 +228,8 @@ fn machine_bytes() -> Result<u64> {
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| {
-        Failure::config("/proc/meminfo has no MemTotal\nhelp: give `--memory-gib`")
-    })
+    kib.map(|kib| kib * 1024)
+        .ok_or_else(|| Failure::config("/proc/meminfo has no MemTotal\nhelp: give `--memory-gib`"))
 }
 
 #[cfg(test)]
@@ -256,6 +254,5 @@ mod tests {
         let mut config = Config::default();
         config.data.max_len = 100;
         assert_eq!([longest(&config, 50), longest(&config, 500)], [51, 100]);
-        assert!(ExecutorKind::default() == settings::executor(&config));
     }
 }

@@ -81,7 +81,8 @@ pub fn parameters(args: &ParametersArgs) -> Result<String> {
     Ok(assembly.parameter_table())
 }
 
-fn load_config(file: Option<&Path>, overrides: &[String]) -> Result<Resolved> {
+/// The configuration of a file and overrides; one of them must be there.
+pub(crate) fn load_config(file: Option<&Path>, overrides: &[String]) -> Result<Resolved> {
     match file {
         Some(path) => Ok(scpeft_config::load(path, overrides)?),
         None if overrides.is_empty() => Err(Failure::config(

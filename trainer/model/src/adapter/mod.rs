@@ -266,6 +266,12 @@ impl AdapterSet {
         self.0.iter().flat_map(|a| a.specs(shape)).collect()
     }
 
+    /// Tensors of adapters that act on the embedding alone.
+    pub(crate) fn embedding_specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
+        let on_embedding = self.0.iter().filter(|a| a.layers().is_empty());
+        on_embedding.flat_map(|a| a.specs(shape)).collect()
+    }
+
     /// Backbone tensors that train along.
     pub fn unfreezes(&self) -> Vec<String> {
         self.0.iter().flat_map(|a| a.unfreezes()).collect()

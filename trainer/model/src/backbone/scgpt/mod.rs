@@ -166,6 +166,27 @@ impl Blueprint {
         specs
     }
 
+    /// The first block that takes part in a backward pass when `trains` says what trains; the
+    /// number of blocks when there is none.
+    ///
+    /// # Errors
+    /// Settings that do not fit together.
+    pub fn first_in_backward(&self, trains: impl Fn(&TensorSpec) -> bool) -> Result<usize> {
+        let adapters = self.block_adapters()?;
+        let on_embedding = adapters.embedding_specs(self.block_shape());
+        let encoder = self.encoder_specs();
+        let before = encoder.iter().filter(|s| s.block.is_none());
+        if before.chain(&on_embedding).any(&trains) {
+            return Ok(0);
+        }
+        let trained: Vec<usize> = (encoder.iter().filter(|s| trains(s)))
+            .filter_map(|s| s.block)
+            .collect();
+        let mut layers = 0..self.shape.n_layers;
+        let first = layers.find(|layer| adapters.attached(*layer) || trained.contains(layer));
+        Ok(first.unwrap_or(self.shape.n_layers))
+    }
+
     /// Names of the backbone tensors that the adapters train along.
     ///
     /// # Errors

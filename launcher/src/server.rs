@@ -1,0 +1,337 @@
+//! The launcher's ear: accepts heartbeat connections and keeps the [`Board`].
+//!
+//! Whoever does not say a proper hello with the token within [`PATIENCE`], sends a line that is too
+//! long or malformed, or falls silent, is cut off. Nothing that arrives here touches the run.
+
+use crate::board::Board;
+use crate::guard::hostname;
+use scpeft_protocol::heartbeat::{Address, HeartbeatError, Hello, Lines, Message, decode};
+use std::fs::DirBuilder;
+use std::io::{self, Read as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+/// How long a connection may be silent: ranks and guards speak every second.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a connection may take to say hello.
+const HELLO: Duration = Duration::from_secs(5);
+/// Connections beyond two for each rank, for those that come again and for strangers.
+const SPARE: usize = 64;
+
+/// Who the launcher listens to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Ranks of this machine.
+    Machine,
+    /// Ranks of other hosts too.
+    Network,
+}
+
+/// An open ear; it listens until it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// Where ranks find it.
+    pub address: Address,
+    /// What they must know.
+    pub token: String,
+    shared: Shared,
+    listening: tokio::task::JoinHandle<()>,
+    folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+struct Shared {
+    board: Arc<Mutex<Board>>,
+    token: Arc<str>,
+    places: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Starts listening for `ranks` ranks. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// When no socket can be opened.
+    pub async fn open(reach: Reach, ranks: u32) -> io::Result<Self> {
+        let token = secret()?;
+        let shared = Shared {
+            board: Arc::default(),
+            token: token.as_str().into(),
+            places: Arc::new(Semaphore::new(2 * ranks as usize + SPARE)),
+        };
+        let own = shared.clone();
+        let (address, folder, listening) = match reach {
+            Reach::Machine => {
+                let folder = private_folder()?;
+                let path = folder.join("heartbeat");
+                let listener = UnixListener::bind(&path)?;
+                let listening = tokio::spawn(async move {
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => own.admit(stream),
+                            Err(_) => breathe().await,
+                        }
+                    }
+                });
+                (Address::Unix(path), Some(folder), listening)
+            }
+            Reach::Network => {
+                let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
+                let port = listener.local_addr()?.port();
+                let listening = tokio::spawn(async move {
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => own.admit(stream),
+                            Err(_) => breathe().await,
+                        }
+                    }
+                });
+                (
+                    Address::Tcp(format!("{}:{port}", hostname())),
+                    None,
+                    listening,
+                )
+            }
+        };
+        Ok(Self {
+            address,
+            token,
+            shared,
+            listening,
+            folder,
+        })
+    }
+
+    /// What is known of the ranks.
+    pub fn board(&self) -> MutexGuard<'_, Board> {
+        self.shared.lock()
+    }
+
+    /// Forgets the ranks of the last attempt.
+    pub fn begin_attempt(&self) {
+        *self.board() = Board::default();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.listening.abort();
+        if let Some(folder) = &self.folder {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a connection on a task of its own, unless there are too many.
+    fn admit(&self, stream: impl AsyncRead + Unpin + Send + 'static) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return;
+        };
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            // A connection that ends, in whatever way, concerns nobody else.
+            let _ = shared.serve(stream).await;
+        });
+    }
+
+    async fn serve(&self, mut stream: impl AsyncRead + Unpin) -> Result<(), HeartbeatError> {
+        let mut lines = Lines::default();
+        let mut buffer = [0; 4096];
+        let mut hello: Option<Hello> = None;
+        let begun = Instant::now();
+        loop {
+            while let Some(line) = lines.next_line()? {
+                let message: Message = decode(line)?;
+                if let Message::Hello(said) = &message {
+                    said.admit(&self.token)?;
+                    match &hello {
+                        // Another rank or role would be another connection.
+                        Some(first) if (first.rank, first.role) != (said.rank, said.role) => {
+                            return Ok(());
+                        }
+                        _ => hello = Some(said.clone()),
+                    }
+                }
+                let hello = hello.as_ref().ok_or(HeartbeatError::Token)?;
+                self.lock().hear(hello, message, Instant::now());
+            }
+            let patience = match hello {
+                Some(_) => PATIENCE,
+                None => HELLO.saturating_sub(begun.elapsed()),
+            };
+            match timeout(patience, stream.read(&mut buffer)).await {
+                Ok(Ok(got)) if got > 0 => lines.push(&buffer[..got]),
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// A pause after a failed accept: out of file descriptors is no reason to spin.
+async fn breathe() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// 128 random bits in hexadecimal.
+fn secret() -> io::Result<String> {
+    use std::fmt::Write as _;
+    let mut bytes = [0_u8; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    let mut text = String::new();
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
+/// A folder that only this user can enter. Socket paths are short, so it is not in the run directory.
+fn private_folder() -> io::Result<PathBuf> {
+    let name = format!("scpeft-{}-{}", std::process::id(), &secret()?[..8]);
+    let folder = std::env::temp_dir().join(name);
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    Ok(folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scpeft_protocol::heartbeat::{Beat, Beater, Bye, LINE_BYTES_MAX, Role, encode};
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    fn within_runtime(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(async {
+                timeout(Duration::from_secs(20), test)
+                    .await
+                    .expect("no wait is that long");
+            });
+    }
+
+    async fn until(mut done: impl FnMut() -> bool) {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn raw(server: &Server) -> UnixStream {
+        let Address::Unix(path) = &server.address else {
+            panic!("{}", server.address);
+        };
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    #[test]
+    fn ranks_and_guards_are_heard_over_both_kinds_of_connection() {
+        within_runtime(async {
+            for reach in [Reach::Machine, Reach::Network] {
+                let server = Server::open(reach, 1).await.unwrap();
+                let address = match &server.address {
+                    Address::Tcp(host) => {
+                        let port = host.rsplit_once(':').unwrap().1;
+                        Address::Tcp(format!("127.0.0.1:{port}"))
+                    }
+                    unix @ Address::Unix(_) => unix.clone(),
+                };
+                let hello = Hello {
+                    role: Role::Guard,
+                    ..Hello::default()
+                };
+                let start = |hello| Beater::start(address.clone(), server.token.clone(), hello);
+                let (rank, guard) = (start(Hello::default()).unwrap(), start(hello).unwrap());
+                rank.update(|beat| beat.step = 9);
+                until(|| server.board().reached().step == 9).await;
+                let end = Bye {
+                    code: 3,
+                    ..Bye::default()
+                };
+                let saying = std::thread::spawn(move || guard.finish(end));
+                until(|| server.board().first_failure().is_some()).await;
+                saying.join().unwrap();
+                server.begin_attempt();
+                assert!(!server.board().has_started());
+            }
+        });
+    }
+
+    #[test]
+    fn whoever_breaks_the_rules_is_cut_off_and_changes_nothing() {
+        within_runtime(async {
+            let server = Server::open(Reach::Machine, 1).await.unwrap();
+            let hello = |token: &str, rank| {
+                encode(&Message::Hello(Hello {
+                    version: scpeft_protocol::heartbeat::VERSION,
+                    token: token.into(),
+                    rank,
+                    ..Hello::default()
+                }))
+            };
+            let beat = encode(&Message::Beat(Beat {
+                step: 5,
+                ..Beat::default()
+            }));
+            let good = hello(&server.token, 0);
+            for lines in [
+                hello("wrong", 0) + &beat,
+                hello("", 0) + &beat,
+                beat.clone(),
+                "GET / HTTP/1.1\r\n\r\n".to_owned(),
+                "x".repeat(2 * LINE_BYTES_MAX),
+            ] {
+                assert!(is_cut_off(raw(&server), &lines).await, "{lines}");
+                assert!(!server.board().has_started(), "{lines}");
+            }
+            assert!(is_cut_off(raw(&server), &(good.clone() + "{\"kind\":\"beat\"}\n")).await);
+            assert!(is_cut_off(raw(&server), &(good + &hello(&server.token, 1))).await);
+            assert_eq!(server.board().reached().step, 0);
+            assert_eq!(server.board().ranks().count(), 1);
+        });
+    }
+
+    async fn is_cut_off(mut stream: UnixStream, lines: &str) -> bool {
+        use std::io::Read as _;
+        // The other end may be gone before everything is written.
+        let _ = stream.write_all(lines.as_bytes());
+        for _ in 0..200 {
+            match stream.read(&mut [0; 16]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => return true,
+                Ok(_) => return false,
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
+    #[test]
+    fn the_socket_is_private_and_goes_with_the_server() {
+        within_runtime(async {
+            use std::os::unix::fs::PermissionsExt as _;
+            let server = Server::open(Reach::Machine, 1).await.unwrap();
+            let folder = server.folder.clone().unwrap();
+            assert_eq!(
+                folder.metadata().unwrap().permissions().mode() & 0o777,
+                0o700
+            );
+            assert_eq!(server.token.len(), 32);
+            drop(server);
+            assert!(!folder.exists());
+        });
+    }
+}

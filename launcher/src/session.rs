@@ -1,0 +1,238 @@
+//! A run from its first start to its last end: attempts, their reports, and the pauses in between.
+
+use crate::board::Board;
+use crate::checkpoints;
+use crate::command::{CommandLine, Request, Surroundings};
+use crate::diagnosis::likely_cause;
+use crate::events::Events;
+use crate::guard::log_name;
+use crate::policy::{Decision, Ending, Reached, Restarts};
+use crate::relay::Outcome;
+use crate::server::{Reach, Server};
+use crate::supervise::{self, Ended, Requests};
+use crate::training::{Training, resumed};
+use anyhow::Context as _;
+use scpeft_protocol::heartbeat::{ADDRESS_VARIABLE, TOKEN_VARIABLE};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// How long the last words of guards may take to arrive after everything has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What to run and how far to go for it.
+#[derive(Debug)]
+pub struct Session {
+    /// What to start.
+    pub request: Request,
+    /// What it depends on.
+    pub around: Surroundings,
+    /// The training run, if it is one.
+    pub training: Option<Training>,
+    /// Restarts without progress before giving up.
+    pub max_restarts: u32,
+    /// Time to save after a stop request.
+    pub grace: Duration,
+    /// Whether ranks may be on other hosts.
+    pub reach: Reach,
+}
+
+impl Session {
+    /// Runs it to its end and returns the exit code. `say` receives what the user should know.
+    ///
+    /// # Errors
+    /// When nothing can be started or listened to, for reasons other than the run's.
+    pub async fn run(mut self, say: fn(&str)) -> anyhow::Result<i32> {
+        let mut requests = Requests::open().context("cannot listen for signals")?;
+        let server = Server::open(self.reach, self.request.ranks)
+            .await
+            .context("cannot listen for the heartbeats of the ranks")?;
+        let run_dir = self
+            .training
+            .as_ref()
+            .map(|training| training.run_dir.clone());
+        let log = Log {
+            events: Events::of(run_dir.as_deref()),
+            say,
+        };
+        let mut restarts = Restarts::new(self.max_restarts, self.reached(&Board::default()));
+        loop {
+            let line = CommandLine::new(&self.request, &self.around)?;
+            log.event("start", &[("ranks", self.request.ranks.into())]);
+            let ended = self.attempt(&line, &server, &mut requests, say).await?;
+            let ending = {
+                let board = server.board();
+                Ending {
+                    code: log.ended(ended, &board),
+                    stop_requested: ended.stop_requested,
+                    started: board.has_started(),
+                    reached: self.reached(&board),
+                }
+            };
+            let code = ending.code;
+            match restarts.decide(ending) {
+                Decision::End => return Ok(code),
+                Decision::GiveUp { restarts } => {
+                    log.give_up(restarts);
+                    return Ok(code);
+                }
+                Decision::Restart { after } => {
+                    log.restart(after, ending.reached);
+                    tokio::select! {
+                        () = tokio::time::sleep(after) => {}
+                        () = requests.any() => {
+                            log.event("stop", &[]);
+                            say("stop requested: not started again");
+                            return Ok(code);
+                        }
+                    }
+                }
+            }
+            if self.training.is_some() {
+                self.request.command = resumed(&self.request.command);
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        line: &CommandLine,
+        server: &Server,
+        requests: &mut Requests,
+        say: fn(&str),
+    ) -> anyhow::Result<Ended> {
+        server.begin_attempt();
+        let environment = [
+            (ADDRESS_VARIABLE, server.address.to_string()),
+            (TOKEN_VARIABLE, server.token.clone()),
+        ];
+        let ended = supervise::run(line, &environment, self.grace, requests, say)
+            .await
+            .with_context(|| format!("cannot run `{}`", line.program.display()))?;
+        // What guards said last may still be in their sockets.
+        let deadline = Instant::now() + LAST_WORDS;
+        while !ended.status.success()
+            && server.board().first_failure().is_none()
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(ended)
+    }
+
+    fn reached(&self, board: &Board) -> Reached {
+        let on_disk = self.training.as_ref().map_or(0, |training| {
+            checkpoints::newest_complete(&training.run_dir)
+        });
+        let told = board.reached();
+        Reached {
+            checkpoint_step: told.checkpoint_step.max(on_disk),
+            step: told.step.max(on_disk),
+        }
+    }
+}
+
+/// Where what happens is told: to the user and in `events.jsonl`.
+struct Log {
+    events: Events,
+    say: fn(&str),
+}
+
+impl Log {
+    fn event(&self, kind: &str, fields: &[(&str, Value)]) {
+        // The record is for later; a full disk must not end the run that is watched.
+        if let Err(error) = self.events.add(kind, fields) {
+            (self.say)(&format!("cannot write `events.jsonl`: {error}"));
+        }
+    }
+
+    /// Tells how an attempt ended, and returns the exit code: that of the first rank that failed.
+    fn ended(&self, ended: Ended, board: &Board) -> i32 {
+        let relayed = Outcome::of(ended.status);
+        let Some((rank, bye)) = board.first_failure() else {
+            if let Some(message) = &relayed.message {
+                (self.say)(message);
+            }
+            let kind = if relayed.code == 0 { "done" } else { "failure" };
+            self.event(kind, &[("code", relayed.code.into())]);
+            return relayed.code;
+        };
+        let outcome = Outcome::with(bye.code);
+        if let Some(message) = &outcome.message {
+            (self.say)(message);
+        }
+        if ended.stop_requested {
+            self.event("stop", &[("code", bye.code.into())]);
+            return bye.code;
+        }
+        let hello = &rank.hello;
+        (self.say)(&failed_rank(hello.rank, &hello.host, bye));
+        self.event(
+            "failure",
+            &[
+                ("code", bye.code.into()),
+                ("rank", hello.rank.into()),
+                ("host", hello.host.as_str().into()),
+                ("signal", bye.signal.into()),
+                ("cause", likely_cause(bye).into()),
+                ("log", log_name(hello.rank).into()),
+            ],
+        );
+        bye.code
+    }
+
+    fn give_up(&self, restarts: u32) {
+        (self.say)(&format!(
+            "given up: started again {restarts} times without coming any further"
+        ));
+        self.event("give-up", &[("restarts", restarts.into())]);
+    }
+
+    fn restart(&self, after: Duration, reached: Reached) {
+        (self.say)(&format!(
+            "starting again in {} s, from the checkpoint of step {}",
+            after.as_secs(),
+            reached.checkpoint_step
+        ));
+        let fields = [
+            ("after_seconds", after.as_secs().into()),
+            ("checkpoint_step", reached.checkpoint_step.into()),
+            ("step", reached.step.into()),
+        ];
+        self.event("restart", &fields);
+    }
+}
+
+/// The first rank that failed, its likely cause and its last lines.
+fn failed_rank(rank: u32, host: &str, bye: &scpeft_protocol::heartbeat::Bye) -> String {
+    let mut text = format!("rank {rank} on {host} failed first");
+    if let Some(cause) = likely_cause(bye) {
+        text.push_str("; likely cause: ");
+        text.push_str(cause);
+    }
+    if !bye.last_lines.is_empty() {
+        text.push_str("\n  its last lines:");
+        for line in &bye.last_lines {
+            text.push_str("\n  | ");
+            text.push_str(line);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scpeft_protocol::heartbeat::Bye;
+
+    #[test]
+    fn a_failed_rank_is_named_with_cause_and_last_lines() {
+        let bye = Bye {
+            code: 3,
+            last_lines: vec!["reading".into(), "error: no corpus".into()],
+            ..Bye::default()
+        };
+        let expected = "rank 1 on n2 failed first; likely cause: the corpus or an input file\n  \
+                        its last lines:\n  | reading\n  | error: no corpus";
+        assert_eq!(failed_rank(1, "n2", &bye), expected);
+    }
+}
