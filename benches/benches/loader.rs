@@ -1,8 +1,8 @@
 //! The loader on one corpus: prints one line of JSON. A program of its own, so that peak memory and CPU
-//! time are those of one case; `benches/loader/run.sh` runs them all.
+//! time are those of one case; `benches/loader/run.py` runs them all.
 //!
 //! usage: loader [--corpus DIR] [--case tokens|raw|first] [--threads N] [--max-len TOKENS]
-//!               [--batch CELLS] [--cells N] [--window ROW_GROUPS] [--from SHARE]
+//!               [--batch CELLS] [--cells N] [--window ROW_GROUPS] [--from SHARE] [--buckets 0|1]
 //!
 //! `tokens` are padded batches of scGPT tokens, `raw` batches of sparse rows, `first` the time from
 //! nothing to the first batch of tokens, which starts at a share of the epoch. Without a corpus, a small
@@ -31,6 +31,7 @@ struct Case {
     cells: u64,
     window: usize,
     from: f64,
+    buckets: bool,
 }
 
 fn main() {
@@ -79,6 +80,7 @@ fn arguments() -> Case {
         cells: number("cells", f64::MAX) as u64,
         window: number("window", 8.0) as usize,
         from: number("from", 0.0),
+        buckets: number("buckets", 0.0) > 0.0,
     }
 }
 
@@ -140,6 +142,7 @@ fn loader(case: &Case, corpus: &Arc<Corpus>) -> Loader {
         },
         threads: case.threads,
         prefetch_steps: 4 * case.threads,
+        length_buckets: case.buckets,
         ..LoaderOptions::default()
     };
     Loader::new(corpus.clone(), Selection::all(corpus), tokenizer, options).expect("a loader")

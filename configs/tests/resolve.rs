@@ -322,6 +322,18 @@ fn values_that_do_not_fit_each_other_are_named_with_the_remedy() {
             vec!["data.train=valid"],
             "`data.valid` and `data.train` are both `valid`",
         ),
+        (
+            vec!["data.sampler=weighted"],
+            "`data.sampler = \"weighted\"` needs a column of weights",
+        ),
+        (
+            vec!["data.weight_by=w"],
+            "`data.weight_by` has no effect without `data.sampler = \"weighted\"`",
+        ),
+        (
+            vec!["data.sampler=stratified"],
+            "needs a column whose proportions each batch keeps",
+        ),
         (vec!["run.dir=.."], "set `run.name`"),
         (
             vec![

@@ -69,6 +69,19 @@ pub enum Error {
         /// The categorical columns.
         present: Vec<String>,
     },
+    /// Numbers are needed, but the column holds something else.
+    #[error(
+        "obs column `{column}` holds {kind}, but numbers are needed here\nhelp: numeric columns are: {}",
+        listed(present)
+    )]
+    NotNumeric {
+        /// The column.
+        column: String,
+        /// What it holds.
+        kind: &'static str,
+        /// The numeric columns.
+        present: Vec<String>,
+    },
     /// A cell lacks a value that every cell needs.
     #[error(
         "{cells} of the selected cells have no value of obs column `{column}`, the first is `{cell}`\nhelp: leave these cells out of the selection, fill the column in the source file, or choose another column"

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema, UInt32Type};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use crate::storage::Storage;
+use crate::storage::{Batches, Storage};
 use crate::{Error, Result};
 
 /// Symbol and Ensembl id of each gene, in the order of the corpus' gene indices.
@@ -70,12 +69,10 @@ impl GeneTable {
     pub(crate) fn read(storage: &Storage, name: &str) -> Result<Self> {
         let path = storage.path(name);
         let fail = |e: String| Error::corpus(&path, "gene table", e);
-        let reader = ParquetRecordBatchReaderBuilder::try_new(storage.read(name)?)
-            .and_then(ParquetRecordBatchReaderBuilder::build)
-            .map_err(|e| fail(e.to_string()))?;
+        let batches = Batches::of_file(storage.read(name)?).map_err(fail)?;
         let mut table = Self::default();
-        for batch in reader {
-            let batch = batch.map_err(|e| fail(e.to_string()))?;
+        for batch in batches {
+            let batch = batch.map_err(fail)?;
             let column = |name: &str| {
                 batch
                     .column_by_name(name)

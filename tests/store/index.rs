@@ -139,6 +139,18 @@ fn side_tables_are_joined() {
     );
     let expected = json!({ "smp_0": 0.05, "smp_1": 5.0, "smp_2": 0.0 });
     assert_eq!(json!(values.values), expected);
+    let doses = corpus.obs_numbers("dose").unwrap();
+    for (cell, dose) in doses.iter().enumerate() {
+        match cell % 4 {
+            3 => assert!(dose.is_nan(), "cell {cell}: {dose}"),
+            sample => assert_eq!(*dose, [0.05, 5.0, 0.0][sample], "cell {cell}"),
+        }
+    }
+    let error = corpus.obs_numbers("drug").unwrap_err().to_string();
+    assert!(
+        error.contains("`drug` holds categories, but numbers"),
+        "{error}"
+    );
     assert_eq!(corpus.categories("dose_unit").unwrap(), ["uM"]);
     let (_, counts) = lookup(&corpus, "mean_gene_count");
     assert_eq!(counts.values["smp_2"], json!(20.5));

@@ -253,6 +253,22 @@ impl Feed {
                 let chosen = selection.cell_indices().map(|cell| codes[cell as usize]);
                 Sampler::Stratified(chosen.collect())
             }
+            scpeft_config::Sampler::Weighted => {
+                let column = config.data.weight_by.as_deref().unwrap_or_default();
+                let weights = self.corpus.obs_numbers(column)?;
+                let chosen: Vec<u64> = selection.cell_indices().collect();
+                let weight = |&cell: &u64| weights[cell as usize];
+                let unusable = |cell: &&u64| !weight(cell).is_finite() || weight(cell) < 0.0;
+                if let Some(&cell) = chosen.iter().find(unusable) {
+                    let id = self.corpus.cell_ids(&[cell])?.pop().unwrap_or_default();
+                    return Err(Failure::data(format!(
+                        "cell `{id}`: obs column `{column}` is {}, expected a weight of 0 or more\n\
+                         help: fill the column in the source file, or leave the cell out of the split",
+                        weight(&cell)
+                    )));
+                }
+                Sampler::Weighted(chosen.iter().map(weight).collect())
+            }
         })
     }
 

@@ -188,6 +188,8 @@ choice! {
         ClassBalanced = "class-balanced",
         /// Every cell once, each batch with the values of a column in their proportions.
         Stratified = "stratified",
+        /// As many cells as there are, drawn with replacement, in proportion to a column of weights.
+        Weighted = "weighted",
     }
 }
 
@@ -245,6 +247,10 @@ choice! {
         Constant = "constant",
         /// Multiplied by `step_gamma` after each epoch.
         Step = "step",
+        /// In a straight line from `lr` to `min_lr_ratio * lr` at the last step.
+        Linear = "linear",
+        /// Stays at `lr`, then falls in a straight line over the last `decay_steps`.
+        Wsd = "wsd",
         /// Cosine from `lr` to `min_lr_ratio * lr` at the last step.
         Cosine = "cosine",
     }

@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Select, Shard, TaskKind, TaskSection,
-    Trainable, Vocab,
+    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, TaskKind,
+    TaskSection, Trainable, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -161,27 +161,7 @@ fn columns(config: &Config, check: &mut Check<'_>) {
             "remove it",
         );
     }
-    if data.sampler == Sampler::ClassBalanced && per_domain {
-        check.conflict(
-            "data.sampler",
-            "`class-balanced` draws a different number of cells of each batch in every epoch, which \
-             `backbone.norm = \"domain\"` cannot cut into micro-batches of one batch",
-            "set `data.sampler = \"uniform\"`",
-        );
-    }
-    if data.sampler == Sampler::Stratified {
-        check.require(
-            "data.stratify_by",
-            "`data.sampler = \"stratified\"` needs a column whose proportions each batch keeps",
-            "add `stratify_by = \"COLUMN\"` under `[data]`",
-        );
-    } else if data.stratify_by.is_some() && !check.refused("data.stratify_by") {
-        check.conflict(
-            "data.stratify_by",
-            "`data.stratify_by` has no effect without `data.sampler = \"stratified\"`",
-            "set the sampler, or remove it",
-        );
-    }
+    sampler(config, per_domain, check);
     if data.length_buckets && (per_domain || data.sampler == Sampler::Stratified) {
         check.conflict(
             "data.length_buckets",
@@ -189,12 +169,58 @@ fn columns(config: &Config, check: &mut Check<'_>) {
             "set `data.length_buckets = false`",
         );
     }
-    if data.sampler == Sampler::ClassBalanced && !per_domain && data.label.is_none() {
+}
+
+/// What a sampler needs, and what has no effect without it.
+fn sampler(config: &Config, per_domain: bool, check: &mut Check<'_>) {
+    let data = &config.data;
+    let draws = matches!(data.sampler, Sampler::ClassBalanced | Sampler::Weighted);
+    if draws && per_domain {
+        check.conflict(
+            "data.sampler",
+            format!(
+                "`{}` draws a different number of cells of each batch in every epoch, which \
+                 `backbone.norm = \"domain\"` cannot cut into micro-batches of one batch",
+                data.sampler
+            ),
+            "set `data.sampler = \"uniform\"`",
+        );
+    } else if data.sampler == Sampler::ClassBalanced && data.label.is_none() {
         check.require(
             "data.label",
             "`data.sampler = \"class-balanced\"` draws the values of an obs column equally often",
             "add `label = \"COLUMN\"` under `[data]`, or set `data.sampler = \"uniform\"`",
         );
+    }
+    let columns = [
+        (
+            Sampler::Stratified,
+            "data.stratify_by",
+            &data.stratify_by,
+            "a column whose proportions each batch keeps",
+        ),
+        (
+            Sampler::Weighted,
+            "data.weight_by",
+            &data.weight_by,
+            "a column of weights",
+        ),
+    ];
+    for (needs, key, column, what) in columns {
+        let name = key.trim_start_matches("data.");
+        if data.sampler == needs {
+            check.require(
+                key,
+                &format!("`data.sampler = \"{needs}\"` needs {what}"),
+                &format!("add `{name} = \"COLUMN\"` under `[data]`"),
+            );
+        } else if column.is_some() && !check.refused(key) {
+            check.conflict(
+                key,
+                format!("`{key}` has no effect without `data.sampler = \"{needs}\"`"),
+                "set the sampler, or remove it",
+            );
+        }
     }
 }
 
@@ -542,6 +568,17 @@ fn train(config: &Config, check: &mut Check<'_>) {
         (0.0..=1.0).contains(&ratio),
         ">= 0 and <= 1",
     );
+    if train.decay_steps > 0 && train.schedule != Schedule::Wsd && !check.refused("train.schedule")
+    {
+        check.conflict(
+            "train.decay_steps",
+            format!(
+                "`train.decay_steps` has no effect on the `{}` schedule",
+                train.schedule
+            ),
+            "remove it, or set `train.schedule = \"wsd\"`",
+        );
+    }
     check.not_negative("train.clip_norm", train.clip_norm);
     check.at_least("train.non_finite_limit", train.non_finite_limit, 1);
 }
@@ -552,6 +589,12 @@ fn rest(config: &Config, check: &mut Check<'_>) {
         config.checkpoint.keep_last as u64,
         1,
     );
+    check.at_least(
+        "checkpoint.keep_best",
+        config.checkpoint.keep_best as u64,
+        1,
+    );
+    check.at_least("checkpoint.max_failures", config.checkpoint.max_failures, 1);
     check.at_least("log.every_steps", config.log.every_steps, 1);
     let bind = &config.metrics.bind;
     check.range(

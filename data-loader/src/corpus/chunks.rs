@@ -5,7 +5,21 @@ use std::ops::Range;
 use bytes::Bytes;
 use bytes::buf::Buf;
 use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{ChunkReader, Length};
+
+/// A range of a file, when it is one.
+pub(crate) fn within(start: i64, end: Option<i64>, bytes: u64) -> Option<Range<u64>> {
+    let (start, end) = (u64::try_from(start).ok()?, u64::try_from(end?).ok()?);
+    (start <= end && end <= bytes).then_some(start..end)
+}
+
+/// Where a column chunk lies, unless that is outside of its file.
+pub(crate) fn chunk_range(chunk: &ColumnChunkMetaData, bytes: u64) -> Option<Range<u64>> {
+    let start = chunk.dictionary_page_offset();
+    let start = start.unwrap_or_else(|| chunk.data_page_offset());
+    within(start, start.checked_add(chunk.compressed_size()), bytes)
+}
 
 /// The ranges of a file that were fetched, ascending and apart from each other.
 #[derive(Debug)]

@@ -142,6 +142,10 @@ pub struct Shard {
     /// Hash of the Parquet footer (its metadata, without the length and the magic at the end).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footer_blake3: Option<String>,
+    /// CRC-32 of each column chunk: by row group, then by leaf column of the Parquet schema. Whoever reads
+    /// a chunk checks it. Empty for foreign files, and in corpora of early versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chunk_crc32: Vec<Vec<u32>>,
 }
 
 /// The file of the gene table.

@@ -1,6 +1,7 @@
 //! The corpus format: a directory of Parquet shards, one row a cell, with a manifest and a gene table.
 
 mod block;
+mod checksums;
 mod chunks;
 mod decode;
 mod manifest;
@@ -10,7 +11,7 @@ mod reader;
 mod writer;
 
 pub use block::Block;
-pub(crate) use chunks::Chunks;
+pub(crate) use chunks::{Chunks, chunk_range, within};
 pub use manifest::{
     FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
     Provenance, Shard, SourceFile, ValueKind,

@@ -3,10 +3,13 @@
 use std::collections::HashMap;
 
 use arrow::array::{Array, ArrayRef, AsArray};
-use arrow::datatypes::{DataType, Int32Type};
+use arrow::datatypes::{DataType, Float64Type, Int32Type};
 
 use super::{Corpus, Layout, ObsColumn, ObsKind, obs_array_type};
 use crate::{Error, Result};
+
+/// Cells of an obs column decoded at a time.
+const OBS_CELLS: usize = 8192;
 
 impl Corpus {
     /// One obs column of the manifest.
@@ -72,12 +75,63 @@ impl Corpus {
                 .ok_or_else(|| format!("category `{value}` is not in the manifest")),
         };
         let mut codes = Vec::with_capacity(self.n_cells() as usize);
-        for group in 0..self.row_groups().len() {
-            self.scan(group, &[source], 8192, |batch| {
-                append_codes(batch.column(0), &code, &mut codes)
+        self.scan_obs(source, |array| append_codes(array, &code, &mut codes))?;
+        Ok(codes)
+    }
+
+    /// The values of a numeric obs column for all cells in corpus order, NaN where missing.
+    ///
+    /// # Errors
+    /// When there is no such column, or it does not hold numbers, or cannot be read.
+    pub fn obs_numbers(&self, column: &str) -> Result<Vec<f64>> {
+        let found = self.column(column)?;
+        if found.kind != ObsKind::Number {
+            let numeric = self.manifest().obs.iter();
+            return Err(Error::NotNumeric {
+                column: column.to_owned(),
+                kind: found.kind.plural(),
+                present: numeric
+                    .filter(|c| c.kind == ObsKind::Number)
+                    .map(|c| c.name.clone())
+                    .collect(),
+            });
+        }
+        let mut numbers = Vec::with_capacity(self.n_cells() as usize);
+        if let Some(lookup) = &found.lookup {
+            let stands_for = lookup.values.iter();
+            let stands_for: HashMap<&str, f64> = stands_for
+                .filter_map(|(value, number)| Some((value.as_str(), number.as_f64()?)))
+                .collect();
+            let number = |value: &str| stands_for.get(value).copied().unwrap_or(f64::NAN);
+            self.scan_obs(&lookup.column, |array| {
+                let texts = as_text(array)?;
+                let texts = texts.as_string::<i32>().iter();
+                numbers.extend(texts.map(|value| value.map_or(f64::NAN, number)));
+                Ok(())
+            })?;
+        } else {
+            let source = found.source.as_deref().unwrap_or(&found.name);
+            self.scan_obs(source, |array| {
+                let cast = arrow::compute::cast(array, &DataType::Float64);
+                let cast = cast.map_err(|e| e.to_string())?;
+                let values = cast.as_primitive::<Float64Type>().iter();
+                numbers.extend(values.map(|value| value.unwrap_or(f64::NAN)));
+                Ok(())
             })?;
         }
-        Ok(codes)
+        Ok(numbers)
+    }
+
+    /// Runs over one column of all cells.
+    fn scan_obs(
+        &self,
+        column: &str,
+        mut visit: impl FnMut(&ArrayRef) -> Result<(), String>,
+    ) -> Result<()> {
+        for group in 0..self.row_groups().len() {
+            self.scan(group, &[column], OBS_CELLS, |batch| visit(batch.column(0)))?;
+        }
+        Ok(())
     }
 
     /// The obs columns with the Arrow types that they have on disk.

@@ -113,20 +113,28 @@ impl PackedBlock {
         self.value_ends.reserve_exact(rows);
     }
 
-    /// Gives back what was reserved too much.
-    pub(crate) fn shrink(&mut self) {
-        self.genes.shrink_to_fit();
-        self.values.shrink_to_fit();
+    /// Makes room for `rows` cells in all, from what those that are here take: growing step by step
+    /// would copy them again and again.
+    pub(crate) fn expect(&mut self, rows: usize) {
+        let here = self.rows().max(1);
+        for bytes in [&mut self.genes, &mut self.values] {
+            let all = bytes.len() * rows / here;
+            bytes.reserve_exact((all + all / 16).saturating_sub(bytes.len()));
+        }
     }
 }
 
 /// Appends gene indices, which must be strictly ascending.
 pub(crate) fn pack_genes(genes: &[u32], out: &mut Vec<u8>) {
     out.reserve(genes.len() + genes.len() / 64 + 8);
-    let mut next = 0;
-    for &gene in genes {
-        pack_number(gene - next, out);
-        next = gene + 1;
+    let Some((&first, others)) = genes.split_first() else {
+        return;
+    };
+    pack_run(1, |_| first, out);
+    let (before, after) = (genes.chunks(RUN), others.chunks(RUN));
+    for (before, after) in before.zip(after) {
+        let gap = |place: usize| after[place] - before[place] - 1;
+        pack_run(after.len(), gap, out);
     }
 }
 
@@ -135,8 +143,8 @@ pub(crate) fn pack_values(values: &[f32], kind: ValueKind, out: &mut Vec<u8>) {
     match kind {
         ValueKind::Counts => {
             out.reserve(values.len() + 8);
-            for &value in values {
-                pack_number(value as u32, out);
+            for run in values.chunks(RUN) {
+                pack_run(run.len(), |place| run[place] as u32, out);
             }
         }
         ValueKind::Lognorm => {
@@ -148,18 +156,49 @@ pub(crate) fn pack_values(values: &[f32], kind: ValueKind, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends at most [`RUN`] numbers, without a branch for each when none of them is escaped.
 #[inline]
-fn pack_number(number: u32, out: &mut Vec<u8>) {
-    if number < u32::from(ESCAPE) {
-        out.push(number as u8);
-    } else if number < u32::from(WIDE_ESCAPE) {
-        out.push(ESCAPE);
-        out.extend_from_slice(&(number as u16).to_le_bytes());
-    } else {
-        out.push(ESCAPE);
-        out.extend_from_slice(&WIDE_ESCAPE.to_le_bytes());
-        out.extend_from_slice(&number.to_le_bytes());
+fn pack_run(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
+    let mut bytes = [0; RUN];
+    let mut wide = 0;
+    for (place, byte) in bytes[..n].iter_mut().enumerate() {
+        let number = number(place);
+        wide |= u32::from(number >= u32::from(ESCAPE));
+        *byte = number as u8;
     }
+    if wide == 0 {
+        out.extend_from_slice(&bytes[..n]);
+    } else {
+        pack_wide(n, number, out);
+    }
+}
+
+/// As [`pack_run`], for numbers some of which are escaped: they meet in an array of their own, which has
+/// room for all, because `out` would be asked for room again and again.
+fn pack_wide(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
+    const LONGEST: usize = 1 + size_of::<u16>() + size_of::<u32>();
+    let mut bytes = [0; RUN * LONGEST];
+    let mut end = 0;
+    let mut put = |part: &[u8]| {
+        bytes[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
+    };
+    for place in 0..n {
+        let number = number(place);
+        match u16::try_from(number) {
+            Ok(number) if number < u16::from(ESCAPE) => put(&[number as u8]),
+            Ok(number) if number < WIDE_ESCAPE => {
+                put(&[ESCAPE]);
+                put(&number.to_le_bytes());
+            }
+            _ => {
+                put(&[ESCAPE]);
+                put(&WIDE_ESCAPE.to_le_bytes());
+                put(&number.to_le_bytes());
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[..end]);
 }
 
 /// Unpacks one cell into `out`, in place of what it held.
@@ -188,6 +227,7 @@ pub(crate) fn unpack(
     Ok(())
 }
 
+#[inline]
 fn has_escape(run: &[u8; RUN]) -> bool {
     run.iter()
         .fold(0, |found, &byte| found | u8::from(byte == ESCAPE))

@@ -8,17 +8,20 @@ use arrow::datatypes::UInt32Type;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder};
 
-use super::chunks::Chunks;
+use super::checksums::crc32;
+use super::chunks::{Chunks, chunk_range};
 use super::decode::{Decoded, Decoder};
 use super::packed::{self, CellBuffer, PackedBlock};
 use super::writer::N_STORED;
 use super::{Block, FORMAT_VERSION, Layout, MANIFEST, Manifest, Shard, ValueKind};
 use crate::genes::GeneTable;
-use crate::storage::{Footer, Storage, StoreOptions, Traffic};
+use crate::storage::{Batches, Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
 /// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
 const DECODE_CELLS: usize = 512;
+/// Cells after which the size of a block is estimated.
+const SAMPLE_CELLS: usize = 256;
 /// Lengths decoded at a time.
 const LENGTH_CELLS: usize = 8192;
 
@@ -196,8 +199,12 @@ impl Corpus {
         let mut block = PackedBlock::default();
         let kind = self.value_kind();
         let rows = self.row_groups[row_group].rows as usize;
-        block.reserve(chosen.map_or(rows, <[u32]>::len));
+        let rows = chosen.map_or(rows, <[u32]>::len);
+        block.reserve(rows);
         self.read_cells(row_group, chosen, &mut |_, cell| {
+            if block.rows() == SAMPLE_CELLS {
+                block.expect(rows);
+            }
             match cell {
                 Decoded::Lists(genes, values) => block.push(genes, values, kind),
                 Decoded::Packed(genes, values) => block.push_packed(genes, values),
@@ -205,7 +212,6 @@ impl Corpus {
             }
             Ok(())
         })?;
-        block.shrink();
         Ok(block)
     }
 
@@ -281,15 +287,14 @@ impl Corpus {
             .filter_map(|c| footer.schema().index_of(c).ok());
         let mask = ProjectionMask::roots(footer.parquet_schema(), roots);
         let chunks = self.column_chunks(shard, footer, group.index, &mask)?;
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
             .with_row_groups(vec![group.index])
             .with_projection(mask)
-            .with_batch_size(batch_cells)
-            .build()
-            .map_err(|e| self.shard_error(row_group, e.to_string()))?;
+            .with_batch_size(batch_cells);
+        let batches = Batches::new(builder).map_err(|e| self.shard_error(row_group, e))?;
         let mut rows = 0;
-        for batch in reader {
-            let batch = batch.map_err(|e| self.shard_error(row_group, e.to_string()))?;
+        for batch in batches {
+            let batch = batch.map_err(|e| self.shard_error(row_group, e))?;
             rows += batch.num_rows();
             let batch = in_order(&batch, columns).map_err(|e| self.shard_error(row_group, e))?;
             visit(&batch).map_err(|e| self.shard_error(row_group, e))?;
@@ -314,24 +319,52 @@ impl Corpus {
             .enumerate()
             .filter(|(leaf, _)| mask.leaf_included(*leaf));
         let mut ranges = Vec::new();
-        for (_, column) in chosen {
-            let (start, length) = column.byte_range();
-            let end = start.checked_add(length).filter(|&end| end <= shard.bytes);
-            let end = end.ok_or_else(|| {
+        for (leaf, column) in chosen {
+            let range = chunk_range(column, shard.bytes).ok_or_else(|| {
                 let place = format!("row group {index}, column `{}`", column.column_path());
-                let problem = format!(
-                    "lies at {length} bytes from byte {start} on, the shard has {}",
-                    shard.bytes
-                );
+                let problem = format!("lies outside of the {} bytes of the shard", shard.bytes);
                 Error::corpus(&self.storage.path(&shard.path), place, problem)
             })?;
-            ranges.push(start..end);
+            ranges.push((leaf, range));
         }
-        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.sort_unstable_by_key(|(_, range)| range.start);
+        let (leaves, ranges): (Vec<_>, Vec<_>) = ranges.into_iter().unzip();
         let parts = self.storage.fetch(&shard.path, &ranges)?;
+        for (&leaf, bytes) in leaves.iter().zip(&parts) {
+            self.check_chunk(shard, footer, index, leaf, bytes)?;
+        }
         Ok(Chunks::new(
             shard.bytes,
             ranges.into_iter().zip(parts).collect(),
+        ))
+    }
+
+    /// Compares a column chunk with its checksum, where the manifest has one.
+    fn check_chunk(
+        &self,
+        shard: &Shard,
+        footer: &ArrowReaderMetadata,
+        row_group: usize,
+        leaf: usize,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let group = shard.chunk_crc32.get(row_group);
+        let Some(&expected) = group.and_then(|chunks| chunks.get(leaf)) else {
+            return Ok(());
+        };
+        let found = crc32(bytes);
+        if found == expected {
+            return Ok(());
+        }
+        let column = footer.metadata().row_group(row_group).column(leaf);
+        let place = format!("row group {row_group}, column `{}`", column.column_path());
+        let problem = format!(
+            "has the CRC-32 {found:08x}, the manifest says {expected:08x}\nhelp: the file is damaged: copy it again, or import the source again"
+        );
+        Err(Error::corpus(
+            &self.storage.path(&shard.path),
+            place,
+            problem,
         ))
     }
 
@@ -367,10 +400,14 @@ impl Corpus {
             blake3,
         } = Footer::read(&self.storage, &entry.path, entry.bytes)?;
         if let Some(expected) = entry.footer_blake3.as_ref().filter(|e| **e != blake3) {
-            let problem = format!(
-                "its hash is {blake3}, the manifest says {expected}\nhelp: the file was changed since it was indexed; run `scpeft-data index` again"
-            );
-            return Err(Error::store(&path, "footer", problem));
+            let found = format!("its hash is {blake3}, the manifest says {expected}");
+            return Err(if entry.blake3.is_some() {
+                let help = "help: the file is damaged: copy it again, or import the source again";
+                Error::corpus(&path, "footer", format!("{found}\n{help}"))
+            } else {
+                let help = "help: the file was changed since it was indexed; run `scpeft-data index` again";
+                Error::store(&path, "footer", format!("{found}\n{help}"))
+            });
         }
         let found: Vec<i64> = footer
             .metadata()

@@ -15,6 +15,7 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
+use super::checksums::Checksums;
 use super::packed::{pack_genes, pack_values};
 use super::{
     FORMAT_VERSION, GENES, GeneFile, Layout, MANIFEST, Manifest, ObsColumn, ObsKind, Provenance,
@@ -272,9 +273,14 @@ impl CorpusWriter {
         let file = shard.writer.into_inner().map_err(fail)?;
         file.sync_all().map_err(Error::io("write", &path))?;
         let bytes = file.metadata().map_err(Error::io("read", &path))?.len();
+        let Checksums {
+            footer_blake3,
+            chunk_crc32,
+        } = Checksums::of_file(&path)?;
         self.shards.push(Shard {
             blake3: Some(hash_file(&path)?),
-            footer_blake3: None,
+            footer_blake3: Some(footer_blake3),
+            chunk_crc32,
             path: shard.name,
             rows: shard.rows as u64,
             row_group_rows,

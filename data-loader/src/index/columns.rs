@@ -24,8 +24,8 @@ use serde_json::{Value, json};
 use super::shards::lock;
 use super::table::is_text;
 use super::{IndexOptions, no_column};
-use crate::corpus::{Chunks, Lookup, ObsColumn, ObsKind};
-use crate::storage::{Listed, Storage};
+use crate::corpus::{Chunks, Lookup, ObsColumn, ObsKind, within};
+use crate::storage::{Batches, Listed, Storage, guarded};
 use crate::{Error, Result};
 
 /// A text column with more distinct values is free text.
@@ -219,19 +219,6 @@ fn part<'a>(
     })
 }
 
-/// A range of a file, when it is one.
-fn within(start: i64, end: Option<i64>, bytes: u64) -> Option<Range<u64>> {
-    let (start, end) = (u64::try_from(start).ok()?, u64::try_from(end?).ok()?);
-    (start <= end && end <= bytes).then_some(start..end)
-}
-
-/// Where a column chunk lies, unless that is outside of its file.
-pub(super) fn chunk_range(chunk: &ColumnChunkMetaData, bytes: u64) -> Option<Range<u64>> {
-    let start = chunk.dictionary_page_offset();
-    let start = start.unwrap_or_else(|| chunk.data_page_offset());
-    within(start, start.checked_add(chunk.compressed_size()), bytes)
-}
-
 /// Whether the footer says that all data pages refer to the dictionary.
 fn all_dictionary(chunk: &ColumnChunkMetaData) -> bool {
     let dictionary = [Encoding::RLE_DICTIONARY, Encoding::PLAIN_DICTIONARY];
@@ -286,9 +273,10 @@ fn dictionary(
     rows: usize,
     visit: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
-    let page = SerializedPageReader::new(Arc::new(chunks), chunk, rows, None)
-        .and_then(|mut pages| pages.get_next_page())
-        .map_err(|e| e.to_string())?;
+    let page = guarded(|| {
+        SerializedPageReader::new(Arc::new(chunks), chunk, rows, None)
+            .and_then(|mut pages| pages.get_next_page())
+    })?;
     let Some(Page::DictionaryPage {
         buf, num_values, ..
     }) = page
@@ -314,14 +302,12 @@ fn rows_of(
     visit: &mut dyn FnMut(&str),
 ) -> Result<(), String> {
     let mask = ProjectionMask::leaves(footer.parquet_schema(), [part.leaf]);
-    let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
         .with_row_groups(vec![part.group])
         .with_projection(mask)
-        .with_batch_size(BATCH)
-        .build()
-        .map_err(|e| e.to_string())?;
-    for batch in reader {
-        let batch = batch.map_err(|e| e.to_string())?;
+        .with_batch_size(BATCH);
+    for batch in Batches::new(builder)? {
+        let batch = batch?;
         let texts = cast(batch.column(0), &DataType::Utf8).map_err(|e| e.to_string())?;
         let texts = texts.as_string_opt::<i32>().ok_or("is not text")?;
         texts.iter().flatten().for_each(&mut *visit);

@@ -7,12 +7,11 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::IndexOptions;
-use super::columns::chunk_range;
 use super::genes::Genes;
 use super::shards::unknown;
-use crate::corpus::{Chunks, Shard};
+use crate::corpus::{Chunks, Shard, chunk_range};
 use crate::import::ValuesOption;
-use crate::storage::{Footer, Storage};
+use crate::storage::{Batches, Footer, Storage};
 use crate::{Error, Result, ValueKind};
 
 /// Cells that are looked at.
@@ -118,16 +117,14 @@ fn lists(storage: &Storage, shard: &Shard, group: usize, options: &IndexOptions)
     let parts = storage.fetch(&shard.path, &ranges)?;
     let chunks = Chunks::new(shard.bytes, ranges.into_iter().zip(parts).collect());
     let mask = ProjectionMask::leaves(footer.parquet_schema(), leaves);
-    let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer)
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer)
         .with_row_groups(vec![group])
         .with_projection(mask)
         .with_batch_size(CELLS)
-        .with_limit(CELLS)
-        .build()
-        .map_err(|e| fail(e.to_string()))?;
+        .with_limit(CELLS);
     let mut lists = Vec::new();
-    for batch in reader {
-        let batch = batch.map_err(|e| fail(e.to_string()))?;
+    for batch in Batches::new(builder).map_err(fail)? {
+        let batch = batch.map_err(fail)?;
         let column = |name: &str| {
             let column = batch.column_by_name(name).cloned();
             column.ok_or_else(|| fail(format!("column `{name}` was not read")))

@@ -131,6 +131,7 @@ fn shard(path: &Path, file: &Listed, footer: &Footer) -> Result<Shard> {
         bytes: file.bytes,
         blake3: None,
         footer_blake3: Some(footer.blake3.clone()),
+        chunk_crc32: Vec::new(),
     })
 }
 

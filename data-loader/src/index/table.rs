@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::compute::{cast, concat};
 use arrow::datatypes::{DataType, Float64Type};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::no_column;
 use crate::corpus::SourceFile;
-use crate::storage::{Storage, StoreOptions};
+use crate::storage::{Batches, Storage, StoreOptions};
 use crate::{Error, Result};
 
 /// Tables that are larger are no tables about genes, samples or drugs.
@@ -64,14 +63,11 @@ impl Table {
             source,
         };
         let fail = |problem: String| Error::corpus(path, "table", problem);
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
-            .and_then(ParquetRecordBatchReaderBuilder::build)
-            .map_err(|e| fail(e.to_string()))?;
-        let schema = arrow::array::RecordBatchReader::schema(&reader);
-        let batches: Vec<_> = reader
-            .collect::<Result<_, _>>()
-            .map_err(|e| fail(e.to_string()))?;
-        for (place, field) in schema.fields().iter().enumerate() {
+        let batches = Batches::of_file(bytes).map_err(fail)?;
+        let schema = batches.schema();
+        let batches: Vec<_> = batches.collect::<Result<_, _>>().map_err(fail)?;
+        let fields = schema.iter().flat_map(|schema| schema.fields());
+        for (place, field) in fields.enumerate() {
             let parts: Vec<&dyn Array> = batches.iter().map(|b| b.column(place).as_ref()).collect();
             let values = if parts.is_empty() {
                 Ok(None)

@@ -8,6 +8,7 @@ use parquet::file::metadata::{FooterTail, ParquetMetaDataReader};
 use std::sync::Arc;
 
 use super::Storage;
+use super::batches::guarded;
 use crate::{Error, Result};
 
 /// Bytes at the end of a file that hold the footer of most: it is fetched together with them.
@@ -51,9 +52,11 @@ impl Footer {
         }
         let last = tail.len() - FOOTER_SIZE;
         let bytes = tail.slice(last - length as usize..last);
-        let metadata = ParquetMetaDataReader::decode_metadata(&bytes).map_err(parquet)?;
-        let metadata = ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
-            .map_err(parquet)?;
+        let metadata = guarded(|| {
+            let metadata = ParquetMetaDataReader::decode_metadata(&bytes)?;
+            ArrowReaderMetadata::try_new(Arc::new(metadata), ArrowReaderOptions::new())
+        });
+        let metadata = metadata.map_err(fail)?;
         Ok(Self {
             metadata,
             blake3: blake3::hash(&bytes).to_hex().to_string(),

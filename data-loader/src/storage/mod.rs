@@ -3,6 +3,7 @@
 //! `local` reads by position, `remote` by range requests with retries, `cache` keeps what was fetched.
 //! All calls block: loader threads make them, and only the transfer itself runs elsewhere.
 
+mod batches;
 mod cache;
 mod footer;
 mod local;
@@ -20,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::{Error, Result};
+pub(crate) use batches::{Batches, guarded};
 use cache::Cache;
 pub(crate) use footer::Footer;
 pub(crate) use local::hash_file;

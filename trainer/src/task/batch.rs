@@ -96,18 +96,25 @@ pub struct DeviceBatch<'a> {
 }
 
 impl Staging {
+    /// A host tensor on the device. To a GPU it goes from pinned memory, so that the copy is queued and
+    /// the host does not wait for it; libtorch keeps the pinned buffer until the copy is done.
+    fn upload(&self, host: &Tensor) -> Result<Tensor> {
+        if !self.device.is_cuda() {
+            return Ok(host.f_to_device(self.device)?);
+        }
+        let pinned = host.f_pin_memory(self.device)?;
+        let (non_blocking, copy) = (true, false);
+        Ok(pinned.f_to_device_(self.device, pinned.f_kind()?, non_blocking, copy)?)
+    }
+
     /// Copies a micro-batch to the device.
     ///
     /// # Errors
     /// A cell comes from a batch that the model does not know, or libtorch fails.
     pub fn stage<'a>(&self, host: &'a MicroBatch) -> Result<DeviceBatch<'a>> {
         let shape = [host.rows as i64, host.len as i64];
-        let gene_ids = Tensor::f_from_slice(&host.gene_ids)?
-            .f_view(shape)?
-            .f_to_device(self.device)?;
-        let values = Tensor::f_from_slice(&host.values)?
-            .f_view(shape)?
-            .f_to_device(self.device)?;
+        let gene_ids = self.upload(&Tensor::f_from_slice(&host.gene_ids)?.f_view(shape)?)?;
+        let values = self.upload(&Tensor::f_from_slice(&host.values)?.f_view(shape)?)?;
         let padding = if host.tokens < host.rows * host.len {
             Some(gene_ids.f_eq(i64::from(self.pad_id))?)
         } else {

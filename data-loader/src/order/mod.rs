@@ -1,147 +1,19 @@
 //! Which cells, in which order. Nothing here reads a file or a clock: the order of an epoch is a pure
 //! function of (seed, epoch, row groups, selection, weights).
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+mod selection;
+mod spread;
+
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::corpus::Corpus;
-use crate::error::nearest;
 use crate::rng::{Purpose, Rng};
 use crate::sampler::WeightTable;
 use crate::{Error, Result};
+use spread::spread;
 
-/// The chosen cells of one row group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SelectedGroup {
-    /// Number of the row group in the corpus.
-    pub row_group: usize,
-    /// Corpus index of the first cell of the row group.
-    pub first_cell: u64,
-    /// Cells in the row group.
-    pub rows: u32,
-    /// The chosen rows, ascending; `None` when all are chosen.
-    pub chosen: Option<Vec<u32>>,
-}
-
-impl SelectedGroup {
-    /// Number of chosen cells.
-    pub fn len(&self) -> usize {
-        self.chosen.as_ref().map_or(self.rows as usize, Vec::len)
-    }
-
-    /// Whether no cell is chosen.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The corpus index of the chosen cell at a place.
-    pub(crate) fn cell(&self, place: usize) -> u64 {
-        let row = self
-            .chosen
-            .as_ref()
-            .map_or(place as u32, |rows| rows[place]);
-        self.first_cell + u64::from(row)
-    }
-}
-
-/// A set of cells of a corpus, kept per row group. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection {
-    groups: Arc<[SelectedGroup]>,
-    cells: u64,
-}
-
-impl Selection {
-    /// All cells.
-    pub fn all(corpus: &Corpus) -> Self {
-        Self::from_groups(
-            corpus
-                .row_groups()
-                .iter()
-                .enumerate()
-                .map(|(row_group, g)| SelectedGroup {
-                    row_group,
-                    first_cell: g.first_cell,
-                    rows: g.rows,
-                    chosen: None,
-                }),
-        )
-    }
-
-    /// The cells whose categorical obs `column` has one of `values`.
-    ///
-    /// # Errors
-    /// When the column does not exist or is not categorical, or a value is no category of it.
-    pub fn where_equals<S: AsRef<str>>(
-        corpus: &Corpus,
-        column: &str,
-        values: &[S],
-    ) -> Result<Self> {
-        let categories = corpus.categories(column)?;
-        let mut wanted = vec![false; categories.len()];
-        for value in values {
-            let value = value.as_ref();
-            let place = categories.iter().position(|c| c == value);
-            let place = place.ok_or_else(|| Error::UnknownValue {
-                column: column.to_owned(),
-                value: value.to_owned(),
-                nearest: nearest(value, categories),
-                present: categories.to_vec(),
-            })?;
-            wanted[place] = true;
-        }
-        let codes = corpus.obs_codes(column)?;
-        Ok(Self::filter(corpus, |cell| {
-            usize::try_from(codes[cell as usize]).is_ok_and(|code| wanted[code])
-        }))
-    }
-
-    /// The cells for which `keep` says so, given their corpus index.
-    pub fn filter(corpus: &Corpus, keep: impl Fn(u64) -> bool) -> Self {
-        Self::all(corpus).and(keep)
-    }
-
-    /// The cells of this selection for which `keep` says so too, given their corpus index.
-    pub fn and(&self, keep: impl Fn(u64) -> bool) -> Self {
-        Self::from_groups(self.groups.iter().map(|group| {
-            let rows: Vec<u32> = (0..group.len())
-                .map(|place| group.cell(place))
-                .filter(|&cell| keep(cell))
-                .map(|cell| (cell - group.first_cell) as u32)
-                .collect();
-            SelectedGroup {
-                chosen: (rows.len() < group.rows as usize).then_some(rows),
-                ..*group
-            }
-        }))
-    }
-
-    /// A selection from its row groups; empty ones are left out.
-    pub fn from_groups(groups: impl IntoIterator<Item = SelectedGroup>) -> Self {
-        let groups: Arc<[SelectedGroup]> = groups.into_iter().filter(|g| !g.is_empty()).collect();
-        let cells = groups.iter().map(|g| g.len() as u64).sum();
-        Self { groups, cells }
-    }
-
-    /// Number of cells.
-    pub fn cells(&self) -> u64 {
-        self.cells
-    }
-
-    /// The row groups with chosen cells.
-    pub fn groups(&self) -> &[SelectedGroup] {
-        &self.groups
-    }
-
-    /// The corpus indices of all chosen cells, ascending.
-    pub fn cell_indices(&self) -> impl Iterator<Item = u64> + '_ {
-        self.groups
-            .iter()
-            .flat_map(|g| (0..g.len()).map(|place| g.cell(place)))
-    }
-}
+pub use selection::{SelectedGroup, Selection};
 
 /// How an epoch is shuffled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -434,77 +306,6 @@ impl EpochOrder {
         }
     }
 }
-
-/// A sequence in which category `c` comes `counts[c]` times, such that at every place each category has
-/// come as often as its share says, give or take less than one time (Tijdeman 1980, the chairman assignment
-/// problem): of those whose next turn has begun, the one whose turn ends first comes.
-fn spread(counts: &[usize]) -> Vec<u32> {
-    let total = counts.iter().sum::<usize>();
-    let present = counts.iter().filter(|&&n| n > 0).count();
-    if present <= 1 {
-        let only = counts.iter().position(|&n| n > 0).unwrap_or(0);
-        return vec![only as u32; total];
-    }
-    let slack = 1.0 / (2 * present - 2) as f64;
-    let turn = |category: u32, times: usize, offset: f64| {
-        (times as f64 + offset) * total as f64 / counts[category as usize] as f64
-    };
-    // Both heaps give out the smallest first. Times are compared exactly, equal ones by category.
-    let mut waiting: BinaryHeap<Reverse<Turn>> = (0..counts.len() as u32)
-        .filter(|&c| counts[c as usize] > 0)
-        .map(|c| Reverse(Turn(turn(c, 0, slack), c, 0)))
-        .collect();
-    let mut open: BinaryHeap<Reverse<Turn>> = BinaryHeap::new();
-    let mut sequence = Vec::with_capacity(total);
-    for place in 1..=total {
-        while let Some(&Reverse(Turn(begin, category, times))) = waiting.peek() {
-            // With rounding it may happen that no turn has begun: then the next one does.
-            if begin > place as f64 && !open.is_empty() {
-                break;
-            }
-            waiting.pop();
-            open.push(Reverse(Turn(
-                turn(category, times + 1, -slack),
-                category,
-                times,
-            )));
-        }
-        let Some(Reverse(Turn(_, category, times))) = open.pop() else {
-            break;
-        };
-        sequence.push(category);
-        if times + 1 < counts[category as usize] {
-            let begin = turn(category, times + 1, slack);
-            waiting.push(Reverse(Turn(begin, category, times + 1)));
-        }
-    }
-    sequence
-}
-
-/// When a turn begins or ends, whose it is, and which of theirs.
-#[derive(Debug, Clone, Copy)]
-struct Turn(f64, u32, usize);
-
-impl Ord for Turn {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.total_cmp(&other.0).then(self.1.cmp(&other.1))
-    }
-}
-
-impl PartialOrd for Turn {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Turn {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Turn {}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
