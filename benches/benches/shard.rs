@@ -19,6 +19,7 @@ use scpeft_config::Shard;
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, TensorSpec, device};
+use scpeft_trainer::Watch;
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
 use scpeft_trainer::shard;
 use scpeft_trainer::step::{Stepper, tail_len};
@@ -89,6 +90,7 @@ fn measure(
     let rank = world.topology().rank;
     let batch = batch(vec![micro_batch(rank, CELLS, tokens)], RANKS * CELLS);
     let start_mib = resident_mib();
+    let watch = Watch::unattended(world).expect("a page of memory");
     let mut stepper = Stepper {
         model: &model,
         params: &mut params,
@@ -108,6 +110,7 @@ fn measure(
         clip_norm: 1.0,
         seed: 0,
         staging: &staging,
+        watch: &watch,
     };
     let (mut wall, mut received, mut loss) = (Vec::new(), 0, 0.0);
     for step in 0..=steps {

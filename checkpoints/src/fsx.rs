@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -113,8 +114,9 @@ pub fn write_atomic_with(
 pub enum Existing {
     /// Fail; an empty directory counts as absent.
     Refuse,
-    /// Take its place. The old one is moved aside first, so that a crash in between leaves
-    /// neither under the name, but never a mixture.
+    /// Take its place, in one step where the file system can exchange two names (Linux ones can).
+    /// Elsewhere the old one is moved aside first: a crash in between leaves neither under the
+    /// name, but never a mixture.
     Replace,
 }
 
@@ -136,23 +138,46 @@ pub fn publish_dir<T, E: From<Error>>(
     fs::create_dir(&prepared).map_err(Error::io("create the directory", &prepared))?;
     let value = fill(&prepared)?;
     sync_tree(&prepared)?;
-    let aside = temporary(path);
     let displaced = existing == Existing::Replace && path.symlink_metadata().is_ok();
-    if displaced {
+    let aside = if displaced && exchange(&prepared, path) {
+        Some(prepared.clone())
+    } else if displaced {
+        let aside = temporary(path);
         fs::rename(path, &aside).map_err(Error::io("move aside", path))?;
-    }
-    if let Err(source) = fs::rename(&prepared, path) {
-        if displaced {
+        if let Err(source) = fs::rename(&prepared, path) {
             let _ = fs::rename(&aside, path);
+            return Err(Error::io("publish", path)(source).into());
         }
-        return Err(Error::io("publish", path)(source).into());
-    }
+        Some(aside)
+    } else {
+        fs::rename(&prepared, path).map_err(Error::io("publish", path))?;
+        None
+    };
     guard.0 = None;
     sync_dir(parent(path))?;
-    if displaced {
-        remove(&aside)?;
+    if let Some(old) = aside {
+        remove(&old)?;
     }
     Ok(value)
+}
+
+/// Exchanges two names atomically; false when the file system cannot.
+fn exchange(one: &Path, other: &Path) -> bool {
+    let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes()).ok();
+    let (Some(one), Some(other)) = (name(one), name(other)) else {
+        return false;
+    };
+    // SAFETY: both are NUL-terminated strings that live through the call.
+    let status = unsafe {
+        libc::renameat2(
+            libc::AT_FDCWD,
+            one.as_ptr(),
+            libc::AT_FDCWD,
+            other.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    status == 0
 }
 
 /// Refuses a path that is a file or a directory with content.

@@ -37,6 +37,7 @@ pub use mapped::{MappedTensor, Mapping};
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::scgpt::ScgptDirectory;
 pub use published::{LoadReport, fingerprint};
-pub use run::{CheckpointStore, Saved};
+pub use retention::Policy;
+pub use run::{CheckpointStore, Saved, Score};
 pub use safetensors_file::write_safetensors;
 pub use tensor::{Dtype, FileFormat, HostTensor, TensorFile};

@@ -11,20 +11,45 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
-use crate::retention::{Candidate, to_delete};
+use crate::retention::{Candidate, Policy, to_delete};
 
 const MANIFEST: &str = "manifest.json";
 const MANIFEST_VERSION: u32 = 1;
 
 /// The list of files of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of this layout.
     pub format_version: u32,
     /// The optimizer step.
     pub step: u64,
+    /// The evaluation at this step, when there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<Score>,
     /// Relative path, with `/`, to size and hash.
     pub files: BTreeMap<String, FileRecord>,
+}
+
+/// The metric that selects the best checkpoint, as evaluated at a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Its name.
+    pub metric: String,
+    /// Its value; finite.
+    pub value: f64,
+    /// Which way is better.
+    pub larger_is_better: bool,
+}
+
+impl Score {
+    /// The value turned so that larger is better.
+    pub fn merit(&self) -> f64 {
+        if self.larger_is_better {
+            self.value
+        } else {
+            -self.value
+        }
+    }
 }
 
 /// Size and hash of a file.
@@ -58,6 +83,16 @@ pub struct Listed {
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     run: PathBuf,
+}
+
+/// What lies in a directory; nothing when there is none.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    std::fs::read_dir(dir)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(Error::io("list", dir))
 }
 
 fn step_name(step: u64) -> String {
@@ -95,6 +130,7 @@ impl CheckpointStore {
     pub fn save<E: From<Error>>(
         &self,
         step: u64,
+        score: Option<Score>,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<Saved, E> {
         fsx::create_dir_all(&self.checkpoints())?;
@@ -102,30 +138,27 @@ impl CheckpointStore {
         let path = self.path(step);
         let bytes = fsx::publish_dir(&path, Existing::Replace, |prepared| -> Result<u64, E> {
             fill(prepared)?;
-            Ok(write_manifest(prepared, step)?)
+            Ok(write_manifest(prepared, step, score)?)
         })?;
         self.point("LATEST", step)?;
         Ok(Saved { path, bytes })
     }
 
-    fn remove_leftovers(&self) -> Result<()> {
-        for entry in self.entries()? {
+    /// Removes what writers that were killed left unfinished. Nobody else may be writing.
+    ///
+    /// # Errors
+    /// When something cannot be removed.
+    pub fn remove_leftovers(&self) -> Result<()> {
+        for entry in entries(&self.checkpoints())?
+            .into_iter()
+            .chain(entries(&self.run)?)
+        {
             if fsx::is_temporary(&entry) {
-                tracing::warn!(path = %entry.display(), "removing an unfinished checkpoint");
+                tracing::warn!(path = %entry.display(), "removing an unfinished file or checkpoint");
                 fsx::remove(&entry)?;
             }
         }
         Ok(())
-    }
-
-    fn entries(&self) -> Result<Vec<PathBuf>> {
-        let dir = self.checkpoints();
-        if !dir.exists() {
-            return Ok(Vec::new());
-        }
-        std::fs::read_dir(&dir)
-            .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-            .map_err(Error::io("list", &dir))
     }
 
     /// Every checkpoint directory, oldest first; unfinished ones are not seen.
@@ -133,8 +166,7 @@ impl CheckpointStore {
     /// # Errors
     /// When the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>> {
-        let mut listed: Vec<Listed> = self
-            .entries()?
+        let mut listed: Vec<Listed> = entries(&self.checkpoints())?
             .into_iter()
             .filter_map(|path| {
                 let step = parse_step(path.file_name()?.to_str()?)?;
@@ -226,22 +258,23 @@ impl CheckpointStore {
     ///
     /// # Errors
     /// When `BEST` is unreadable (nothing is deleted then), or a directory cannot be removed.
-    pub fn prune(&self, keep_last: usize) -> Result<Vec<u64>> {
+    pub fn prune(&self, policy: Policy) -> Result<Vec<u64>> {
         let best = self.best_step()?;
         let mut newest_is_known = false;
         let mut candidates = Vec::new();
         for Listed { step, path } in self.list()?.into_iter().rev() {
-            let good = if newest_is_known {
-                read_manifest(&path)
-                    .and_then(|m| check_sizes(&path, &m))
-                    .is_ok()
+            let manifest = if newest_is_known {
+                read_manifest(&path).and_then(|m| check_sizes(&path, &m).map(|()| m))
             } else {
-                verify_checkpoint(&path).is_ok()
+                verify_checkpoint(&path)
             };
+            let good = manifest.is_ok();
             newest_is_known |= good;
-            candidates.push(Candidate { step, good });
+            let score = manifest.ok().and_then(|m| m.score);
+            let merit = score.map(|score| score.merit());
+            candidates.push(Candidate { step, good, merit });
         }
-        let delete = to_delete(&candidates, best, keep_last);
+        let delete = to_delete(&candidates, best, policy);
         for &step in &delete {
             fsx::retire_dir(&self.path(step))?;
         }
@@ -332,7 +365,7 @@ fn hash_file(path: &Path) -> Result<String> {
 }
 
 /// Writes the manifest of everything in `dir`; returns the bytes of all files.
-fn write_manifest(dir: &Path, step: u64) -> Result<u64> {
+fn write_manifest(dir: &Path, step: u64, score: Option<Score>) -> Result<u64> {
     let mut files = BTreeMap::new();
     for (relative, bytes) in fsx::files_below(dir)? {
         let blake3 = hash_file(&dir.join(&relative))?;
@@ -344,6 +377,7 @@ fn write_manifest(dir: &Path, step: u64) -> Result<u64> {
     let manifest = Manifest {
         format_version: MANIFEST_VERSION,
         step,
+        score,
         files,
     };
     let total: u64 = manifest.files.values().map(|record| record.bytes).sum();

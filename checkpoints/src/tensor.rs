@@ -84,6 +84,22 @@ pub struct HostTensor<'a> {
     pub data: Cow<'a, [u8]>,
 }
 
+impl<'a> HostTensor<'a> {
+    /// Single-precision values as a tensor that borrows them.
+    ///
+    /// # Panics
+    /// When `values` does not have as many elements as `shape`.
+    pub fn borrow_f32(shape: Vec<usize>, values: &'a [f32]) -> Self {
+        let elements: usize = shape.iter().product();
+        assert_eq!(elements, values.len(), "shape {shape:?}");
+        Self {
+            dtype: Dtype::F32,
+            shape,
+            data: Cow::Borrowed(bytemuck::cast_slice(values)),
+        }
+    }
+}
+
 impl HostTensor<'_> {
     /// Single-precision values as a tensor.
     ///

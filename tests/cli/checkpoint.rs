@@ -273,7 +273,7 @@ fn run_with(dir: &Path, tensors: &[(String, HostTensor<'_>)]) -> PathBuf {
             tensors,
         )
     };
-    store.save(400, fill).unwrap().path
+    store.save(400, None, fill).unwrap().path
 }
 
 #[test]

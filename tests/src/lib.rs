@@ -2,6 +2,7 @@
 //! the files of `deploy`.
 
 pub mod corpus;
+pub mod faults;
 pub mod monitoring;
 pub mod train;
 

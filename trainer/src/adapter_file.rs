@@ -12,7 +12,7 @@ use scpeft_model::{Params, Role};
 use serde_json::json;
 
 use crate::assembly::Assembly;
-use crate::backbone::{to_host, to_tensor};
+use crate::backbone::to_tensor;
 use crate::failure::{Failure, Result};
 use crate::settings;
 
@@ -25,22 +25,85 @@ pub(crate) fn directory(checkpoint: &Path) -> PathBuf {
     checkpoint.join(ADAPTER)
 }
 
-/// Writes the adapter directory of a checkpoint.
-///
-/// # Errors
-/// When it cannot be written.
-pub(crate) fn write(checkpoint: &Path, config: &Config, assembly: &Assembly) -> Result<()> {
-    let adapters = describe(config, assembly.backbone.shape.n_layers)?;
-    let params = &assembly.params;
-    let trained = params.slots().iter().map(|slot| slot.name.as_str());
-    let statistics = params.buffers().map(|(name, _)| name);
-    let tensors: Vec<(String, HostTensor<'static>)> = trained
-        .chain(statistics)
-        .map(|name| Ok((name.to_owned(), to_host(&params.get(name)?)?)))
-        .collect::<Result<_>>()?;
-    let stored = peft::to_file_layout(&adapters, tensors)?;
-    let settings = adapter_config(config, assembly, adapters)?;
-    Ok(write_adapter(&directory(checkpoint), &settings, &stored)?)
+/// How the tensors of a run are stored; the same at every checkpoint.
+#[derive(Debug)]
+pub(crate) struct AdapterForm {
+    adapters: Vec<AdapterSettings>,
+    settings: AdapterConfig,
+}
+
+impl AdapterForm {
+    /// The form for what `config` trains.
+    ///
+    /// # Errors
+    /// When the adapters contradict each other.
+    pub(crate) fn of(config: &Config, assembly: &Assembly) -> Result<Self> {
+        let adapters = describe(config, assembly.backbone.shape.n_layers)?;
+        Ok(Self {
+            settings: adapter_config(config, assembly, adapters.clone())?,
+            adapters,
+        })
+    }
+
+    /// Writes the adapter directory of a checkpoint, reads it again as a resumption would, and
+    /// compares names, shapes and bytes.
+    ///
+    /// # Errors
+    /// When it cannot be written, or does not read back as it was given.
+    pub(crate) fn write(
+        &self,
+        checkpoint: &Path,
+        tensors: &[(String, HostTensor<'_>)],
+    ) -> Result<()> {
+        let dir = directory(checkpoint);
+        let stored = peft::to_file_layout(&self.adapters, tensors.iter().cloned())?;
+        write_adapter(&dir, &self.settings, &stored)?;
+        let (_, read) = read_adapter(&dir)?;
+        require_equal(
+            &dir,
+            tensors,
+            &peft::from_file_layout(&self.adapters, read)?,
+        )
+    }
+}
+
+/// Refuses an adapter directory that does not hold what was written.
+fn require_equal(
+    dir: &Path,
+    written: &[(String, HostTensor<'_>)],
+    read: &IndexMap<String, HostTensor<'_>>,
+) -> Result<()> {
+    let differs = |reason: String| {
+        Failure::new(
+            scpeft_protocol::exit::INTERNAL,
+            format!(
+                "`{}` does not read back as it was written: {reason}",
+                dir.display()
+            ),
+        )
+    };
+    for (name, expected) in written {
+        match read.get(name) {
+            None => return Err(differs(format!("`{name}` is missing"))),
+            Some(found) if found.shape != expected.shape || found.dtype != expected.dtype => {
+                return Err(differs(format!(
+                    "`{name}` is {} {:?}, expected {} {:?}",
+                    found.dtype, found.shape, expected.dtype, expected.shape
+                )));
+            }
+            Some(found) if found.data != expected.data => {
+                return Err(differs(format!("values of `{name}` differ")));
+            }
+            Some(_) => {}
+        }
+    }
+    match read
+        .keys()
+        .find(|name| !written.iter().any(|(n, _)| n == *name))
+    {
+        Some(extra) => Err(differs(format!("`{extra}` was never written"))),
+        None => Ok(()),
+    }
 }
 
 /// `adapter_config.json`.
@@ -206,4 +269,35 @@ pub(crate) fn read_record(checkpoint: &Path) -> Result<ScpeftRecord> {
             dir.display()
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_after_reading_back_is_named() {
+        let tensor = |values: &[f32]| HostTensor::from_f32(vec![values.len()], values);
+        let written = [
+            ("a".to_owned(), tensor(&[1.0, 2.0])),
+            ("b".to_owned(), tensor(&[0.0])),
+        ];
+        let good: IndexMap<String, HostTensor<'_>> = written.iter().cloned().collect();
+        let check = |read: &IndexMap<String, HostTensor<'_>>| {
+            require_equal(Path::new("x"), &written, read).map_err(|f| f.message)
+        };
+        check(&good).unwrap();
+        let changed = |name: &str, value| {
+            let mut map = good.clone();
+            map.insert(name.to_owned(), value);
+            check(&map).unwrap_err()
+        };
+        // Bytes, not numbers: -0 is not 0.
+        assert!(changed("b", tensor(&[-0.0])).contains("values of `b` differ"));
+        assert!(changed("b", tensor(&[0.0, 0.0])).contains("`b` is F32 [2], expected F32 [1]"));
+        assert!(changed("c", tensor(&[0.0])).contains("`c` was never written"));
+        let mut fewer = good.clone();
+        fewer.shift_remove("a");
+        assert!(check(&fewer).unwrap_err().contains("`a` is missing"));
+    }
 }

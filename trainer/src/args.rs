@@ -53,6 +53,11 @@ pub struct RunArgs {
     /// Delete what the run directory holds of an earlier run.
     #[arg(long)]
     pub overwrite: bool,
+    /// On resumption, accept a change of `corpus`, `backbone`, `schedule` or a key of the
+    /// configuration, which would otherwise be refused; may be repeated, and is recorded in
+    /// run.json.
+    #[arg(long, value_name = "WHAT", requires = "resume")]
+    pub allow_change: Vec<String>,
     /// How progress is shown.
     #[arg(long, value_enum, default_value_t, env = "SCPEFT_PROGRESS")]
     pub progress: ProgressMode,

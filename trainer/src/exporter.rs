@@ -9,6 +9,8 @@ use scpeft_protocol::metrics::{CATALOGUE, Kind, Metric};
 
 /// Bucket bounds of step times: 10 ms to about 80 s, by factors of 2.
 const STEP_SECONDS_FIRST: f64 = 0.01;
+/// Stalls are shorter: 1 ms to about 8 s.
+const STALL_SECONDS_FIRST: f64 = 0.001;
 const STEP_SECONDS_BUCKETS: usize = 14;
 
 /// All metrics of the catalogue, registered.
@@ -47,8 +49,13 @@ impl Exporter {
                     exporter.counters.insert(metric.name, counter);
                 }
                 Kind::Histogram => {
+                    let quick = metric.name == scpeft_protocol::metrics::CHECKPOINT_STALL.name;
                     let buckets = prometheus::exponential_buckets(
-                        STEP_SECONDS_FIRST,
+                        if quick {
+                            STALL_SECONDS_FIRST
+                        } else {
+                            STEP_SECONDS_FIRST
+                        },
                         2.0,
                         STEP_SECONDS_BUCKETS,
                     )?;

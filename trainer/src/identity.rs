@@ -26,7 +26,7 @@ pub(crate) struct Identity {
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
 /// things), how fast they are read, how often the run looks up, and when it stops.
-const MAY_CHANGE: [&str; 18] = [
+const MAY_CHANGE: &[&str] = &[
     "run.dir",
     "run.name",
     "run.device",
@@ -40,12 +40,87 @@ const MAY_CHANGE: [&str; 18] = [
     "backbone.shard",
     "train.early_stop_patience",
     "train.non_finite_limit",
-    "checkpoint.every_steps",
-    "checkpoint.keep_last",
+    "checkpoint.",
     "log.every_steps",
     "metrics.",
     "watchdog.",
 ];
+
+/// Keys that `--allow-change schedule` stands for.
+const SCHEDULE: &[&str] = &[
+    "train.epochs",
+    "train.max_steps",
+    "train.lr",
+    "train.schedule",
+    "train.step_gamma",
+    "train.warmup_steps",
+    "train.decay_steps",
+    "train.min_lr_ratio",
+];
+const CORPUS: &str = "corpus fingerprint";
+const BACKBONE: &str = "backbone fingerprint";
+/// What a checkpoint could not be loaded without.
+const FIXED: [&str; 2] = ["classes", "trainable tensors"];
+
+/// What the user said may change on resumption: `--allow-change`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Allowed(BTreeSet<String>);
+
+impl Allowed {
+    /// Understands `corpus`, `backbone`, `schedule` and keys of the configuration.
+    ///
+    /// # Errors
+    /// Any other name.
+    pub(crate) fn new(names: &[String]) -> Result<Self> {
+        let mut known = BTreeSet::new();
+        keys("", &json!(Config::default()), &mut known);
+        for name in names {
+            let group = ["corpus", "backbone", "schedule"].contains(&name.as_str());
+            if !group && !known.contains(name) {
+                return Err(Failure::config(format!(
+                    "`--allow-change {name}`: expected `corpus`, `backbone`, `schedule` or a key of the configuration\n\
+                     help: `scpeft-train keys` lists them"
+                )));
+            }
+        }
+        Ok(Self(names.iter().cloned().collect()))
+    }
+
+    fn permits(&self, key: &str) -> bool {
+        let named = |name: &str| self.0.contains(name);
+        named(key)
+            || (named("corpus") && key == CORPUS)
+            || (named("backbone") && (key == BACKBONE || key.starts_with("args.json.")))
+            || (named("schedule") && SCHEDULE.contains(&key))
+    }
+}
+
+/// The dotted keys of a JSON object, unset ones too.
+fn keys(prefix: &str, value: &Value, into: &mut BTreeSet<String>) {
+    if let Value::Object(map) = value {
+        for (key, value) in map {
+            let key = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
+            keys(&key, value, into);
+            into.insert(key);
+        }
+    }
+}
+
+/// How a user permits a difference, if it can be permitted.
+fn permission(key: &str) -> Option<&str> {
+    match key {
+        CORPUS => Some("corpus"),
+        BACKBONE => Some("backbone"),
+        key if key.starts_with("args.json.") => Some("backbone"),
+        key if SCHEDULE.contains(&key) => Some("schedule"),
+        key if FIXED.contains(&key) => None,
+        key => Some(key),
+    }
+}
 
 impl Identity {
     pub(crate) fn of(config: &Config, assembly: &Assembly) -> Self {
@@ -73,39 +148,66 @@ impl Identity {
         }
     }
 
-    /// Refuses to go on under another identity, naming what differs.
-    pub(crate) fn require_same(&self, now: &Self, path: &Path) -> Result<()> {
+    /// Refuses to go on under another identity, naming what differs; returns the differences that
+    /// `allowed` permits. A key that the checkpoint does not know, because the program that wrote
+    /// it did not have it, counts as its default.
+    pub(crate) fn require_same(
+        &self,
+        now: &Self,
+        path: &Path,
+        allowed: &Allowed,
+    ) -> Result<Vec<String>> {
+        let mut defaults = BTreeMap::new();
+        flatten("", &json!(Config::default()), &mut defaults);
         let flat = |identity: &Self| {
             let mut values = identity.settings.clone();
             values.extend(identity.args.clone());
-            values.insert("corpus fingerprint".into(), json!(identity.corpus));
-            values.insert("backbone fingerprint".into(), json!(identity.backbone));
-            values.insert("classes".into(), json!(identity.classes));
-            values.insert("trainable tensors".into(), json!(identity.layout));
+            values.insert(CORPUS.into(), json!(identity.corpus));
+            values.insert(BACKBONE.into(), json!(identity.backbone));
+            values.insert(FIXED[0].into(), json!(identity.classes));
+            values.insert(FIXED[1].into(), json!(identity.layout));
             values
         };
         let (then, now) = (flat(self), flat(now));
-        let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
-        let said = |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), short);
-        let differences: Vec<String> = keys
+        let known = |key: &str| then.get(key).or_else(|| defaults.get(key));
+        let differing: Vec<&String> = then
+            .keys()
+            .chain(now.keys())
+            .collect::<BTreeSet<_>>()
             .into_iter()
-            .filter(|key| then.get(*key) != now.get(*key))
-            .map(|key| {
-                format!(
-                    "  {key}: {} in the checkpoint, {} now",
-                    said(then.get(key)),
-                    said(now.get(key))
-                )
-            })
+            .filter(|key| known(key) != now.get(*key))
             .collect();
-        if differences.is_empty() {
-            return Ok(());
+        let said = |value: Option<&Value>| value.map_or_else(|| "unset".to_owned(), short);
+        let describe = |key: &&String| {
+            format!(
+                "{key}: {} in the checkpoint, {} now",
+                said(known(key)),
+                said(now.get(*key))
+            )
+        };
+        let (changed, refused): (Vec<&String>, Vec<&String>) =
+            differing.into_iter().partition(|key| allowed.permits(key));
+        if refused.is_empty() {
+            return Ok(changed.iter().map(describe).collect());
         }
+        let lines: Vec<String> = refused.iter().map(describe).collect();
+        let permissions: BTreeSet<&str> = refused.iter().filter_map(|k| permission(k)).collect();
+        let permit = if refused.iter().all(|key| permission(key).is_some()) {
+            let options = permissions
+                .iter()
+                .map(|name| format!("--allow-change {name}"));
+            format!(
+                "; to go on all the same, `{}`",
+                options.collect::<Vec<_>>().join(" ")
+            )
+        } else {
+            String::new()
+        };
         Err(Failure::config(format!(
-            "the run cannot continue from `{}`, because it would become another run:\n{}\n\
-             help: undo these changes, or start anew in another `run.dir`",
+            "the run cannot continue from `{}`, because it would become another run:\n  {}\n\
+             help: undo these changes, or start anew in another `run.dir`{permit}",
             path.display(),
-            differences.join("\n")
+            lines.join("\n  ")
         )))
     }
 }
@@ -160,10 +262,11 @@ mod tests {
     fn every_difference_is_named_with_both_values() {
         let then = identity(&json!({"train": {"lr": 0.1, "max_steps": null}, "adapter": {"r": 8}}));
         let path = Path::new("step-1");
-        then.require_same(&then.clone(), path).unwrap();
+        let none = Allowed::default();
+        then.require_same(&then.clone(), path, &none).unwrap();
         let mut now = identity(&json!({"train": {"lr": 0.2, "max_steps": 5}, "adapter": {"r": 8}}));
         now.corpus = "d".into();
-        let message = then.require_same(&now, path).unwrap_err().message;
+        let message = then.require_same(&now, path, &none).unwrap_err().message;
         for line in [
             "  corpus fingerprint: \"c\" in the checkpoint, \"d\" now",
             "  train.lr: 0.1 in the checkpoint, 0.2 now",
@@ -175,5 +278,60 @@ mod tests {
             );
         }
         assert!(!message.contains("adapter.r"), "{message}");
+    }
+
+    #[test]
+    fn what_is_named_may_change_and_is_listed() {
+        let then = identity(&json!({"train": {"lr": 0.1}, "adapter": {"r": 8}}));
+        let mut now = identity(&json!({"train": {"lr": 0.2}, "adapter": {"r": 8}}));
+        now.corpus = "d".into();
+        let path = Path::new("step-1");
+        let allow = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+            Allowed::new(&names).unwrap()
+        };
+        let message = then
+            .require_same(&now, path, &allow(&["schedule"]))
+            .unwrap_err()
+            .message;
+        assert!(message.contains("`--allow-change corpus`"), "{message}");
+        assert!(!message.contains("train.lr"), "{message}");
+        let both = ["schedule", "corpus"];
+        let expected = [
+            "corpus fingerprint: \"c\" in the checkpoint, \"d\" now",
+            "train.lr: 0.1 in the checkpoint, 0.2 now",
+        ];
+        assert_eq!(
+            then.require_same(&now, path, &allow(&both)).unwrap(),
+            expected
+        );
+        // A tensor of another shape could not be loaded, whoever allows it.
+        now.layout[0].1 = vec![3];
+        let message = then
+            .require_same(&now, path, &allow(&both))
+            .unwrap_err()
+            .message;
+        assert!(message.contains("trainable tensors"), "{message}");
+        assert!(!message.contains("--allow-change"), "{message}");
+        let unknown = Allowed::new(&["lr".to_owned()]).unwrap_err().message;
+        assert!(
+            unknown.contains("`--allow-change lr`: expected"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_newer_than_the_checkpoint_counts_as_its_default() {
+        let then = identity(&json!({"train": {"lr": 0.1}}));
+        let path = Path::new("step-1");
+        let none = Allowed::default();
+        let same = identity(&json!({"train": {"lr": 0.1, "decay_steps": 0}}));
+        assert!(then.require_same(&same, path, &none).unwrap().is_empty());
+        let other = identity(&json!({"train": {"lr": 0.1, "decay_steps": 7}}));
+        let message = then.require_same(&other, path, &none).unwrap_err().message;
+        assert!(
+            message.contains("train.decay_steps: 0 in the checkpoint, 7 now"),
+            "{message}"
+        );
     }
 }

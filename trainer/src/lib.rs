@@ -17,6 +17,7 @@ mod failure;
 pub mod feed;
 mod identity;
 mod loading;
+mod movement;
 pub mod optim;
 pub mod plan;
 mod plot;

@@ -24,6 +24,9 @@ struct Start {
     from_step: u64,
     device: String,
     threads_per_rank: usize,
+    /// What changed on resumption with the user's leave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    changed: Vec<String>,
 }
 
 /// Facts about the run that do not change from start to start.
@@ -39,6 +42,8 @@ pub struct Facts {
     pub total_parameters: usize,
     /// Seed.
     pub seed: u64,
+    /// What changed on resumption with the user's leave.
+    pub changed: Vec<String>,
 }
 
 /// Writes the record.
@@ -79,6 +84,7 @@ impl Recorder {
             from_step,
             device: device.to_owned(),
             threads_per_rank: threads,
+            changed: facts.changed.clone(),
         });
         let mut record = Map::new();
         record.insert("format_version".into(), 1.into());

@@ -10,6 +10,14 @@ fn fill(content: &'static str) -> impl FnOnce(&Path) -> Result<()> {
     }
 }
 
+fn last(keep_last: usize) -> Policy {
+    Policy {
+        keep_last,
+        keep_best: 0,
+        keep_every_steps: 0,
+    }
+}
+
 fn steps(store: &CheckpointStore) -> Vec<u64> {
     store
         .list()
@@ -25,8 +33,8 @@ fn a_saved_checkpoint_verifies_and_is_the_latest() {
     let store = CheckpointStore::new(dir.path());
     assert_eq!(store.latest_verified().unwrap(), None);
     assert_eq!(store.best().unwrap(), None);
-    store.save(200, fill("one")).unwrap();
-    let saved = store.save(400, fill("two!")).unwrap();
+    store.save(200, None, fill("one")).unwrap();
+    let saved = store.save(400, None, fill("two!")).unwrap();
     assert_eq!(saved.path, dir.path().join("checkpoints/step-00000400"));
     let sizes: u64 = fsx::files_below(&saved.path)
         .unwrap()
@@ -55,7 +63,7 @@ fn damage_is_found_and_the_newest_good_one_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(dir.path());
     for step in [1, 2, 3, 4] {
-        store.save(step, fill("abc")).unwrap();
+        store.save(step, None, fill("abc")).unwrap();
     }
     std::fs::write(store.path(4).join("adapter/a.bin"), "abd").unwrap();
     std::fs::remove_file(store.path(3).join("state.json")).unwrap();
@@ -86,8 +94,8 @@ fn damage_is_found_and_the_newest_good_one_is_used() {
 fn a_failed_save_leaves_the_old_state_and_a_killed_one_is_invisible() {
     let dir = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(dir.path());
-    store.save(1, fill("abc")).unwrap();
-    let failed = store.save(2, |dir: &Path| {
+    store.save(1, None, fill("abc")).unwrap();
+    let failed = store.save(2, None, |dir: &Path| {
         fill("half")(dir)?;
         Err(Error::content(dir, "out of space"))
     });
@@ -97,7 +105,7 @@ fn a_failed_save_leaves_the_old_state_and_a_killed_one_is_invisible() {
     std::fs::write(leftover.join(MANIFEST), "{}").unwrap();
     assert_eq!(steps(&store), [1]);
     assert_eq!(store.latest_verified().unwrap(), Some(store.path(1)));
-    store.save(3, fill("abc")).unwrap();
+    store.save(3, None, fill("abc")).unwrap();
     assert!(!leftover.exists());
     let entries = std::fs::read_dir(dir.path().join("checkpoints"))
         .unwrap()
@@ -109,8 +117,8 @@ fn a_failed_save_leaves_the_old_state_and_a_killed_one_is_invisible() {
 fn a_step_can_be_saved_again() {
     let dir = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(dir.path());
-    store.save(1, fill("old")).unwrap();
-    store.save(1, fill("newer")).unwrap();
+    store.save(1, None, fill("old")).unwrap();
+    store.save(1, None, fill("newer")).unwrap();
     assert_eq!(
         std::fs::read(store.path(1).join("adapter/a.bin")).unwrap(),
         b"newer"
@@ -123,18 +131,18 @@ fn pruning_keeps_the_newest_and_the_best() {
     let dir = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(dir.path());
     for step in 1..=6 {
-        store.save(step, fill("abc")).unwrap();
+        store.save(step, None, fill("abc")).unwrap();
     }
     store.mark_best(2).unwrap();
     std::fs::write(store.path(6).join("adapter/a.bin"), "abd").unwrap();
-    let mut deleted = store.prune(2).unwrap();
+    let mut deleted = store.prune(last(2)).unwrap();
     deleted.sort_unstable();
     assert_eq!(deleted, [1, 3]);
     assert_eq!(steps(&store), [2, 4, 5, 6]);
     std::fs::write(dir.path().join("BEST"), "step-x").unwrap();
     assert!(
         store
-            .prune(1)
+            .prune(last(1))
             .unwrap_err()
             .to_string()
             .contains("must name a checkpoint")
@@ -146,7 +154,7 @@ fn pruning_keeps_the_newest_and_the_best() {
 fn a_manifest_cannot_name_files_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(dir.path());
-    store.save(1, fill("abc")).unwrap();
+    store.save(1, None, fill("abc")).unwrap();
     let file = store.path(1).join(MANIFEST);
     let text = std::fs::read_to_string(&file)
         .unwrap()
@@ -154,4 +162,24 @@ fn a_manifest_cannot_name_files_elsewhere() {
     std::fs::write(&file, text).unwrap();
     let message = store.verify(&store.path(1)).unwrap_err().to_string();
     assert!(message.contains("lies outside of it"), "{message}");
+}
+
+#[test]
+fn pruning_goes_by_the_scores_in_the_manifests() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = CheckpointStore::new(dir.path());
+    for (step, value) in [(1, 0.3), (2, 0.1), (3, 0.2), (4, 0.9)] {
+        let score = Score {
+            metric: "loss".to_owned(),
+            value,
+            larger_is_better: false,
+        };
+        store.save(step, Some(score), fill("abc")).unwrap();
+    }
+    let policy = Policy {
+        keep_best: 2,
+        ..last(1)
+    };
+    assert_eq!(store.prune(policy).unwrap(), [1]);
+    assert_eq!(steps(&store), [2, 3, 4]);
 }

@@ -247,6 +247,10 @@ choice! {
         Constant = "constant",
         /// Multiplied by `step_gamma` after each epoch.
         Step = "step",
+        /// In a straight line from `lr` to `min_lr_ratio * lr` at the last step.
+        Linear = "linear",
+        /// Stays at `lr`, then falls in a straight line over the last `decay_steps`.
+        Wsd = "wsd",
         /// Cosine from `lr` to `min_lr_ratio * lr` at the last step.
         Cosine = "cosine",
     }

@@ -269,13 +269,16 @@ section! {
         eps: f64 = 1e-8;
         /// Weight decay. Default 0; at least 0.
         weight_decay: f64 = 0.0;
-        /// `constant`, `step` or `cosine`. Default `constant`.
+        /// `constant`, `step`, `linear`, `cosine` or `wsd` (warm-up, stable, decay). Default
+        /// `constant`.
         schedule: Schedule = Schedule::Constant;
         /// Factor of the `step` schedule, once per epoch. Default 0.9; above 0, at most 1.
         step_gamma: f64 = 0.9;
         /// Steps over which the learning rate rises linearly from 0. Default 0.
         warmup_steps: u64 = 0;
-        /// Where the `cosine` schedule ends, as a share of `lr`. Default 0; from 0 to 1.
+        /// Last steps over which `wsd` falls. Default 0: a tenth of the planned steps.
+        decay_steps: u64 = 0;
+        /// Where `linear`, `cosine` and `wsd` end, as a share of `lr`. Default 0; from 0 to 1.
         min_lr_ratio: f64 = 0.0;
         /// Largest global gradient norm; longer gradients are scaled down. Default 1; 0 = off.
         clip_norm: f64 = 1.0;
@@ -296,8 +299,16 @@ section! {
     CheckpointSection at "checkpoint" {
         /// Steps between checkpoints. Default 0: after each epoch.
         every_steps: u64 = 0;
-        /// Newest checkpoints kept besides the best. Default 2; at least 1.
+        /// Newest checkpoints kept. Default 2; at least 1.
         keep_last: usize = 2;
+        /// Best checkpoints kept besides, by `train.select`; those of evaluations alone can be. The
+        /// very best always stays. Default 1; at least 1.
+        keep_best: usize = 1;
+        /// Checkpoints whose step is a multiple of this are kept for good. Default 0 = off.
+        keep_every_steps: u64 = 0;
+        /// Saves in a row that may fail, on a full disk for instance, before the run ends; until then
+        /// it goes on with the checkpoints it has. Default 3; at least 1.
+        max_failures: u64 = 3;
     }
 }
 

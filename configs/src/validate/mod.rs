@@ -10,8 +10,8 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Select, Shard, TaskKind, TaskSection,
-    Trainable, Vocab,
+    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, TaskKind,
+    TaskSection, Trainable, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -568,6 +568,17 @@ fn train(config: &Config, check: &mut Check<'_>) {
         (0.0..=1.0).contains(&ratio),
         ">= 0 and <= 1",
     );
+    if train.decay_steps > 0 && train.schedule != Schedule::Wsd && !check.refused("train.schedule")
+    {
+        check.conflict(
+            "train.decay_steps",
+            format!(
+                "`train.decay_steps` has no effect on the `{}` schedule",
+                train.schedule
+            ),
+            "remove it, or set `train.schedule = \"wsd\"`",
+        );
+    }
     check.not_negative("train.clip_norm", train.clip_norm);
     check.at_least("train.non_finite_limit", train.non_finite_limit, 1);
 }
@@ -578,6 +589,12 @@ fn rest(config: &Config, check: &mut Check<'_>) {
         config.checkpoint.keep_last as u64,
         1,
     );
+    check.at_least(
+        "checkpoint.keep_best",
+        config.checkpoint.keep_best as u64,
+        1,
+    );
+    check.at_least("checkpoint.max_failures", config.checkpoint.max_failures, 1);
     check.at_least("log.every_steps", config.log.every_steps, 1);
     let bind = &config.metrics.bind;
     check.range(

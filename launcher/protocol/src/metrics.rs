@@ -50,7 +50,9 @@ catalogue! {
     SKIPPED_STEPS = "scpeft_skipped_steps_total", Counter, ["reason"], "Steps whose update was skipped on all ranks.";
     LAST_CHECKPOINT = "scpeft_last_checkpoint_timestamp_seconds", Gauge, [], "Unix time of the last complete checkpoint.";
     CHECKPOINT_BYTES = "scpeft_checkpoint_bytes", Gauge, [], "Size of the last complete checkpoint.";
-    CHECKPOINT_SECONDS = "scpeft_checkpoint_seconds_total", Counter, [], "Time the loop spent writing checkpoints.";
+    CHECKPOINT_STALL = "scpeft_checkpoint_stall_seconds", Histogram, [], "Time that a checkpoint held up the loop: waiting for the one before, and copying.";
+    CHECKPOINT_WRITE = "scpeft_checkpoint_write_seconds", Histogram, [], "Time that a checkpoint took to be written and checked, while the loop went on.";
+    CHECKPOINT_FAILURES = "scpeft_checkpoint_failures_total", Counter, [], "Checkpoints that could not be saved.";
     STEP_SECONDS = "scpeft_step_seconds", Histogram, [], "Wall time of an optimizer step.";
     SECTION_SECONDS = "scpeft_section_seconds_total", Counter, ["section"], "Wall time by section of the loop: data, compute, collective, optimizer, eval, checkpoint.";
     CELLS = "scpeft_cells_total", Counter, [], "Cells trained on by this rank.";

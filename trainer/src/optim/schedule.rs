@@ -8,6 +8,19 @@ pub enum Shape {
         /// Factor per epoch.
         gamma: f64,
     },
+    /// Straight down from 1 to `min_ratio` at the last planned step.
+    Linear {
+        /// Share of the peak that is left at the end.
+        min_ratio: f64,
+    },
+    /// Warm-up, stable, decay: stays at 1, then straight down to `min_ratio` over the last
+    /// `decay_steps` planned steps (Hu et al. 2024).
+    Wsd {
+        /// Steps of the decay.
+        decay_steps: u64,
+        /// Share of the peak that is left at the end.
+        min_ratio: f64,
+    },
     /// Half a cosine from 1 down to `min_ratio` at the last planned step.
     Cosine {
         /// Share of the peak that is left at the end.
@@ -39,6 +52,17 @@ impl Schedule {
         let factor = match self.shape {
             Shape::Constant => 1.0,
             Shape::Step { gamma } => gamma.powf((step / self.steps_per_epoch.max(1)) as f64),
+            Shape::Linear { min_ratio } => {
+                let span = self.planned_steps.saturating_sub(self.warmup_steps);
+                falling(step - self.warmup_steps, span, min_ratio)
+            }
+            Shape::Wsd {
+                decay_steps,
+                min_ratio,
+            } => {
+                let stable_until = self.planned_steps.saturating_sub(decay_steps);
+                falling(step.saturating_sub(stable_until), decay_steps, min_ratio)
+            }
             Shape::Cosine { min_ratio } => {
                 let span = self.planned_steps.saturating_sub(self.warmup_steps).max(1) as f64;
                 let progress = ((step - self.warmup_steps) as f64 / span).min(1.0);
@@ -48,6 +72,12 @@ impl Schedule {
         };
         self.lr * factor
     }
+}
+
+/// A straight line from 1 to `end` over `span` steps, flat afterwards.
+fn falling(steps: u64, span: u64, end: f64) -> f64 {
+    let progress = (steps as f64 / span.max(1) as f64).min(1.0);
+    1.0 - (1.0 - end) * progress
 }
 
 #[cfg(test)]
@@ -80,6 +110,48 @@ mod tests {
             [4, 9, 10, 19, 20].map(|t| s.lr(t)),
             [1.0, 1.0, 0.5, 0.5, 0.25]
         );
+    }
+
+    fn assert_close(found: f64, expected: f64) {
+        assert!(
+            (found - expected).abs() < 1e-12,
+            "{found} instead of {expected}"
+        );
+    }
+
+    #[test]
+    fn linear_falls_in_a_straight_line_after_the_warm_up() {
+        let s = schedule(Shape::Linear { min_ratio: 0.2 });
+        for (step, lr) in [
+            (0, 0.25),
+            (3, 1.0),
+            (4, 1.0),
+            (9, 0.8),
+            (14, 0.6),
+            (24, 0.2),
+            (99, 0.2),
+        ] {
+            assert_close(s.lr(step), lr);
+        }
+    }
+
+    #[test]
+    fn wsd_is_stable_until_its_last_steps() {
+        let s = schedule(Shape::Wsd {
+            decay_steps: 8,
+            min_ratio: 0.1,
+        });
+        for (step, lr) in [
+            (1, 0.5),
+            (4, 1.0),
+            (16, 1.0),
+            (18, 0.775),
+            (20, 0.55),
+            (24, 0.1),
+            (99, 0.1),
+        ] {
+            assert_close(s.lr(step), lr);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use scpeft_protocol::metrics;
 use serde_json::json;
 
 use super::Training;
+use super::saving::note_save;
 use crate::Outcome;
 use crate::assembly::SplitLoaders;
 use crate::failure::Result;
@@ -56,6 +57,9 @@ impl Training {
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
+        if let Some(finished) = outputs.saver.poll()? {
+            note_save(&self.exporter, &finished);
+        }
         outputs.reporter.advance(self.cursor.step, report.loss);
         if let Some(reason) = report.skipped {
             outputs.reporter.warn(&format!(

@@ -1,12 +1,15 @@
-//! The training loop. `start` makes a run out of a configuration, `account` is its metrics and log.
+//! The training loop. `start` makes a run out of a configuration, `account` is its metrics and log,
+//! `saving` its checkpoints.
 
 mod account;
+mod saving;
 mod start;
 
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
+use scpeft_checkpoint::Score;
 use scpeft_collective::{Collective, Observed, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
@@ -16,12 +19,13 @@ use scpeft_protocol::{exit, metrics};
 use crate::Outcome;
 use crate::args::{ParametersArgs, RunArgs};
 use crate::assembly::{Assembly, SplitLoaders};
-use crate::checkpointing::{self, Cursor, Progress, RunDir, Saver};
+use crate::checkpointing::{self, Cursor, Evaluated, RunDir, Saver};
 use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::loading::LoaderWatch;
+use crate::movement::Movement;
 use crate::optim::{Adam, Schedule};
 use crate::record::Recorder;
 use crate::report::Reporter;
@@ -116,6 +120,10 @@ struct Training {
     bad_steps: u64,
     world_size: usize,
     watch: Watch,
+    /// Until its verdict.
+    movement: Option<Movement>,
+    /// What changed on resumption with the user's leave.
+    changed: Vec<String>,
 }
 
 impl Training {
@@ -129,7 +137,7 @@ impl Training {
         let mut outcome = Outcome::Done;
         while !self.is_complete() {
             if self.epoch(world, &loaders.train, stop)? {
-                self.save(false)?;
+                self.save(None)?;
                 outcome = Outcome::Preempted;
                 break;
             }
@@ -137,6 +145,7 @@ impl Training {
             self.list_skipped(loaders)?;
         }
         self.list_skipped(loaders)?;
+        self.last_save()?;
         self.finish(world, outcome)?;
         Ok(outcome)
     }
@@ -165,12 +174,13 @@ impl Training {
             self.cursor.step += 1;
             self.cursor.batch += 1;
             self.account(&report, begun.elapsed().as_secs_f64(), data_seconds)?;
+            self.check_movement(&report)?;
             if report.stop {
                 return Ok(true);
             }
             let every = self.config.checkpoint.every_steps;
             if every > 0 && self.cursor.step.is_multiple_of(every) {
-                self.save(false)?;
+                self.save(None)?;
             }
         }
         Ok(false)
@@ -253,33 +263,14 @@ impl Training {
             self.cursor.epoch += 1;
             self.cursor.batch = 0;
         }
+        let (name, larger_is_better) = self.assembly.task.selection();
         self.show(&evaluation, name, epoch)?;
-        self.save(is_best)
-    }
-
-    /// Writes a checkpoint (rank 0), and makes it the best one when it is.
-    fn save(&mut self, is_best: bool) -> Result<()> {
-        self.watch.enter(Section::Checkpoint);
-        let Some(outputs) = &mut self.outputs else {
-            return Ok(());
+        let score = Score {
+            metric: name.to_owned(),
+            value,
+            larger_is_better,
         };
-        let begun = Instant::now();
-        let progress = Progress {
-            cursor: &self.cursor,
-            selection: &self.selection,
-            world_size: self.world_size,
-        };
-        let saved =
-            outputs
-                .saver
-                .save(&self.config, &self.assembly, &self.adam, &progress, is_best)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let e = &self.exporter;
-        e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);
-        e.add(&metrics::CHECKPOINT_SECONDS, &[], seconds);
-        e.set(&metrics::CHECKPOINT_BYTES, &[], saved as f64);
-        e.set_now(&metrics::LAST_CHECKPOINT);
-        Ok(())
+        self.save(value.is_finite().then_some(Evaluated { score, is_best }))
     }
 }
 

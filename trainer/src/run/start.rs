@@ -13,7 +13,9 @@ use crate::assembly::{Assembly, SplitLoaders};
 use crate::checkpointing::{self, Cursor, RunDir, Saver};
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::identity::Allowed;
 use crate::loading::LoaderWatch;
+use crate::movement::Movement;
 use crate::optim::{Adam, AdamOptions, Schedule, Shape};
 use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
@@ -36,13 +38,23 @@ impl Training {
         let (_, larger) = assembly.task.selection();
         let mut selection = ModelSelection::new(larger, config.train.early_stop_patience);
         let mut cursor = Cursor::default();
+        let mut changed = Vec::new();
+        let allowed = Allowed::new(&args.allow_change)?;
         if let Some(path) = from {
-            cursor =
-                checkpointing::restore(path, &config, &mut assembly, &mut adam, &mut selection)?;
+            (cursor, changed) = checkpointing::restore(
+                path,
+                &config,
+                &mut assembly,
+                &mut adam,
+                &mut selection,
+                &allowed,
+            )?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
         let exporter = start_exporter(&config, world, &assembly, &schedule)?;
         let mut training = Self {
+            movement: Some(Movement::new(&assembly.params)?),
+            changed,
             config,
             assembly,
             adam,
@@ -100,6 +112,7 @@ impl Outputs {
             trainable_parameters: assembly.params.trainable_count(),
             total_parameters: assembly.params.total_count(),
             seed: config.run.seed,
+            changed: training.changed.clone(),
         };
         let device = format!("{:?}", assembly.staging.device).to_lowercase();
         let recorder = Recorder::begin(
@@ -123,10 +136,19 @@ impl Outputs {
                 cursor.step, cursor.epoch, cursor.batch
             ));
         }
+        for change in &training.changed {
+            reporter.warn(&format!("changed, as allowed: {change}"));
+        }
         Ok(Self {
             reporter,
             recorder,
-            saver: Saver::new(&run_dir, from, selection.best.map(|best| best.step))?,
+            saver: Saver::new(
+                &run_dir,
+                from,
+                selection.best.map(|best| best.step),
+                config,
+                assembly,
+            )?,
         })
     }
 }
@@ -145,6 +167,7 @@ fn adam_options(config: &Config) -> AdamOptions {
 fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     let t = &config.train;
     let by_epochs = t.epochs.saturating_mul(steps_per_epoch);
+    let planned_steps = t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs));
     Schedule {
         lr: t.lr,
         warmup_steps: t.warmup_steps,
@@ -153,12 +176,22 @@ fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
             scpeft_config::Schedule::Step => Shape::Step {
                 gamma: t.step_gamma,
             },
+            scpeft_config::Schedule::Linear => Shape::Linear {
+                min_ratio: t.min_lr_ratio,
+            },
+            scpeft_config::Schedule::Wsd => Shape::Wsd {
+                decay_steps: match t.decay_steps {
+                    0 => (planned_steps / 10).max(1),
+                    steps => steps,
+                },
+                min_ratio: t.min_lr_ratio,
+            },
             scpeft_config::Schedule::Cosine => Shape::Cosine {
                 min_ratio: t.min_lr_ratio,
             },
         },
         steps_per_epoch,
-        planned_steps: t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs)),
+        planned_steps,
     }
 }
 

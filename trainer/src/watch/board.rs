@@ -116,6 +116,10 @@ impl Board {
         Ok(board)
     }
 
+    #[expect(
+        clippy::cast_ptr_alignment,
+        reason = "mapped memory begins on a page, which is aligned for everything"
+    )]
     fn slot(&self, index: usize) -> &Slot {
         debug_assert!(index <= self.world_size);
         // SAFETY: the mapping holds `world_size + 1` slots, starts at a page and is zeroed; a slot is

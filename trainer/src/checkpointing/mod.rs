@@ -1,8 +1,12 @@
 //! The run directory: what is written into it, and how a run continues from it.
 
+mod saver;
+mod snapshot;
+mod writer;
+
 use std::path::{Path, PathBuf};
 
-use scpeft_checkpoint::{CheckpointStore, TensorFile, fsx, write_safetensors};
+use scpeft_checkpoint::{CheckpointStore, TensorFile, fsx};
 use scpeft_collective::Collective;
 use scpeft_config::{Config, Resolved};
 use serde::{Deserialize, Serialize};
@@ -11,11 +15,14 @@ use serde_json::Value;
 use crate::adapter_file;
 use crate::args::RunArgs;
 use crate::assembly::Assembly;
-use crate::backbone::{to_host, to_tensor};
+use crate::backbone::to_tensor;
 use crate::failure::{Failure, Result};
-use crate::identity::Identity;
+use crate::identity::{Allowed, Identity};
 use crate::optim::Adam;
 use crate::selection::ModelSelection;
+
+pub(crate) use saver::{Finished, Saver};
+pub(crate) use writer::Evaluated;
 
 const STATE_VERSION: u32 = 1;
 const TRAINER: &str = "trainer.safetensors";
@@ -203,85 +210,8 @@ pub(crate) fn broadcast_path(
     Ok((!bytes.is_empty()).then(|| PathBuf::from(String::from_utf8_lossy(&bytes).into_owned())))
 }
 
-/// Writes checkpoints; rank 0 only.
-#[derive(Debug)]
-pub(crate) struct Saver {
-    store: CheckpointStore,
-    last: Option<PathBuf>,
-}
-
-impl Saver {
-    /// `from` is the checkpoint that the run continues from, `best` the step that its state calls
-    /// best: a run that was killed between writing a checkpoint and marking it is put right here.
-    ///
-    /// # Errors
-    /// When `BEST` cannot be written.
-    pub(crate) fn new(run_dir: &RunDir, from: Option<&Path>, best: Option<u64>) -> Result<Self> {
-        let store = run_dir.store.clone();
-        if let Some(step) = best.filter(|&step| store.path(step).is_dir()) {
-            store.mark_best(step)?;
-        }
-        Ok(Self {
-            store,
-            last: from.map(Path::to_owned),
-        })
-    }
-
-    /// Writes a checkpoint, marks it best if it is, deletes what the retention rule allows, and
-    /// returns the bytes written.
-    ///
-    /// # Errors
-    /// When a file cannot be written; earlier checkpoints are untouched.
-    pub(crate) fn save(
-        &mut self,
-        config: &Config,
-        assembly: &Assembly,
-        adam: &Adam,
-        progress: &Progress<'_>,
-        is_best: bool,
-    ) -> Result<u64> {
-        let step = progress.cursor.step;
-        let (first, second, updates) = adam.state();
-        let state = State {
-            format_version: STATE_VERSION,
-            cursor: *progress.cursor,
-            updates,
-            selection: progress.selection.clone(),
-            world_size: progress.world_size,
-            identity: Identity::of(config, assembly),
-        };
-        let saved = self.store.save(step, |dir| -> Result<()> {
-            adapter_file::write(dir, config, assembly)?;
-            let moments = [
-                (FIRST_MOMENT.to_owned(), to_host(first)?),
-                (SECOND_MOMENT.to_owned(), to_host(second)?),
-            ];
-            write_safetensors(&dir.join(TRAINER), &moments)?;
-            let text = serde_json::to_string_pretty(&state).unwrap_or_default();
-            Ok(fsx::write_atomic(&dir.join(STATE), text.as_bytes())?)
-        })?;
-        if is_best {
-            self.store.mark_best(step)?;
-        }
-        self.store.prune(config.checkpoint.keep_last)?;
-        self.last = Some(saved.path);
-        Ok(saved.bytes)
-    }
-
-    /// Bytes of the adapter directory last written.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub(crate) fn adapter_bytes(&self) -> Result<u64> {
-        let Some(path) = &self.last else { return Ok(0) };
-        Ok(fsx::files_below(&adapter_file::directory(path))?
-            .iter()
-            .map(|(_, bytes)| bytes)
-            .sum())
-    }
-}
-
-/// Puts a run back to where a checkpoint was written.
+/// Puts a run back to where a checkpoint was written; returns its cursor, and what changed since
+/// with the user's leave.
 ///
 /// # Errors
 /// When a file is malformed, or the run would become another one.
@@ -291,7 +221,8 @@ pub(crate) fn restore(
     assembly: &mut Assembly,
     adam: &mut Adam,
     selection: &mut ModelSelection,
-) -> Result<Cursor> {
+    allowed: &Allowed,
+) -> Result<(Cursor, Vec<String>)> {
     let file = path.join(STATE);
     let malformed = |e: serde_json::Error| {
         Failure::weights(format!("`{}`, line {}: {e}", file.display(), e.line()))
@@ -305,9 +236,8 @@ pub(crate) fn restore(
         )));
     }
     let state: State = serde_json::from_value(raw).map_err(malformed)?;
-    state
-        .identity
-        .require_same(&Identity::of(config, assembly), path)?;
+    let now = Identity::of(config, assembly);
+    let changed = state.identity.require_same(&now, path, allowed)?;
     adapter_file::restore(
         &adapter_file::directory(path),
         config,
@@ -325,5 +255,5 @@ pub(crate) fn restore(
         state.updates,
     )?;
     selection.resume(&state.selection);
-    Ok(state.cursor)
+    Ok((state.cursor, changed))
 }

@@ -1,0 +1,96 @@
+//! Checkpoints as the loop asks for them, and the check of the first updates.
+
+use std::time::Instant;
+
+use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::metrics;
+
+use super::Training;
+use crate::checkpointing::{Evaluated, Finished, Progress};
+use crate::exporter::Exporter;
+use crate::failure::{Failure, Result};
+use crate::movement::Verdict;
+use crate::step::StepReport;
+
+impl Training {
+    /// Has a checkpoint written in the background (rank 0). The loop waits for the one before it
+    /// and for the copy of its state, no longer.
+    pub(super) fn save(&mut self, evaluated: Option<Evaluated>) -> Result<()> {
+        self.watch.enter(Section::Checkpoint);
+        let Some(outputs) = &mut self.outputs else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        if let Some(finished) = outputs.saver.wait()? {
+            note_save(&self.exporter, &finished);
+        }
+        let progress = Progress {
+            cursor: &self.cursor,
+            selection: &self.selection,
+            world_size: self.world_size,
+        };
+        let Self {
+            config,
+            assembly,
+            adam,
+            ..
+        } = self;
+        (outputs.saver).start(config, assembly, adam, &progress, evaluated)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let e = &self.exporter;
+        e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);
+        e.observe(&metrics::CHECKPOINT_STALL, seconds);
+        Ok(())
+    }
+
+    /// Waits for the last checkpoint of this start: a run that says it ended has saved its state.
+    pub(super) fn last_save(&mut self) -> Result<()> {
+        self.watch.enter(Section::Checkpoint);
+        let Some(outputs) = &mut self.outputs else {
+            return Ok(());
+        };
+        let Some(finished) = outputs.saver.wait()? else {
+            return Ok(());
+        };
+        note_save(&self.exporter, &finished);
+        match finished.outcome {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(Failure::new(
+                failure.code,
+                format!(
+                    "the last checkpoint of the run, of step {}, was not saved: {failure}\n\
+                     help: make room or give access, then `--resume` goes on from the checkpoint before it",
+                    self.cursor.step
+                ),
+            )),
+        }
+    }
+
+    /// Whether everything that should train does, after the first updates of this start.
+    pub(super) fn check_movement(&mut self, report: &StepReport) -> Result<()> {
+        let updated = report.skipped.is_none() && report.lr > 0.0;
+        let Some(movement) = self.movement.as_mut().filter(|_| updated) else {
+            return Ok(());
+        };
+        let Verdict::Given(warning) = movement.observe(&self.assembly.params)? else {
+            return Ok(());
+        };
+        self.movement = None;
+        if let (Some(warning), Some(outputs)) = (warning, &self.outputs) {
+            outputs.reporter.warn(&warning);
+        }
+        Ok(())
+    }
+}
+
+/// Metrics of a save that has ended.
+pub(super) fn note_save(exporter: &Exporter, finished: &Finished) {
+    exporter.observe(&metrics::CHECKPOINT_WRITE, finished.write_seconds);
+    match &finished.outcome {
+        Ok(bytes) => {
+            exporter.set(&metrics::CHECKPOINT_BYTES, &[], *bytes as f64);
+            exporter.set_now(&metrics::LAST_CHECKPOINT);
+        }
+        Err(_) => exporter.add(&metrics::CHECKPOINT_FAILURES, &[], 1.0),
+    }
+}
