@@ -99,7 +99,8 @@ section! {
         /// What happens on a damaged cell or row group: `fail`, or `skip`, which leaves it out, counts
         /// it and lists it in `skipped-cells.jsonl` of the run. Default `fail`.
         corrupt: Corrupt = Corrupt::Fail;
-        /// Threads that read and tokenise, per rank. Default 1; at least 1.
+        /// Threads that read and tokenise, per rank. Default 1; at least 1. Where the corpus lies in
+        /// an object store there are two more, which wait for it.
         loader_threads: usize = 1;
         /// Batches prepared ahead of the step. Default 4; at least 1.
         prefetch_steps: usize = 4;

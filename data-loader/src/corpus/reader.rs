@@ -123,6 +123,11 @@ impl Corpus {
         self.storage.root()
     }
 
+    /// Whether whoever reads cells waits for a network.
+    pub(crate) fn is_remote(&self) -> bool {
+        self.storage.has_remote_shards()
+    }
+
     /// What reading the corpus asked of its store so far.
     pub fn traffic(&self) -> &Traffic {
         self.storage.traffic()

@@ -57,7 +57,7 @@ pub struct LoaderOptions {
     pub shuffle: Shuffle,
     /// Whether a last batch with fewer cells is left out.
     pub drop_last: bool,
-    /// Background threads.
+    /// Background threads; two more where shards come over a network, to wait for it.
     pub threads: usize,
     /// Steps that are prepared ahead.
     pub prefetch_steps: usize,

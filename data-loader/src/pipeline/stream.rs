@@ -14,6 +14,10 @@ use super::{MaskDraw, Shared};
 use crate::batch::{MicroBatch, StepBatches};
 use crate::{Error, Result};
 
+/// Threads beyond those asked for when shards come over a network: whoever fetches a row group waits, and
+/// the others have something to do meanwhile.
+const WAITING_THREADS: usize = 2;
+
 /// The steps of one epoch. Dropping it ends its threads.
 pub struct EpochStream {
     shared: Arc<Shared>,
@@ -58,7 +62,12 @@ impl EpochStream {
         };
         // Fewer threads than asked for only cost speed; none at all is an error of the first step.
         let (mut threads, mut refusal) = (Vec::new(), None);
-        for number in 0..shared.options.threads {
+        let waiting = if shared.source.corpus.is_remote() {
+            WAITING_THREADS
+        } else {
+            0
+        };
+        for number in 0..shared.options.threads + waiting {
             match spawn(number) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {

@@ -114,8 +114,7 @@ impl Storage {
     }
 
     fn open_cache(&mut self) -> Result<()> {
-        let remote = matches!(self.home, Place::Remote { .. })
-            || matches!(self.shards, Some(Place::Remote { .. }));
+        let remote = self.is_remote() || self.has_remote_shards();
         if let Some(options) = self.options.cache.as_ref().filter(|_| remote)
             && self.cache.is_none()
         {
@@ -130,6 +129,14 @@ impl Storage {
 
     pub(crate) fn is_remote(&self) -> bool {
         matches!(self.home, Place::Remote { .. })
+    }
+
+    /// Whether the shards are fetched over a network.
+    pub(crate) fn has_remote_shards(&self) -> bool {
+        matches!(
+            self.shards.as_ref().unwrap_or(&self.home),
+            Place::Remote { .. }
+        )
     }
 
     pub(crate) fn traffic(&self) -> &Arc<Traffic> {
