@@ -103,32 +103,54 @@ impl Decoder {
         }
         let (gene_rows, gene_items) = list_of(batch.column(0), genes_name)?;
         let (value_rows, value_items) = list_of(batch.column(1), values_name)?;
-        let ids = Ids::new(gene_items, genes_name)?;
-        let numbers = Numbers::new(value_items, values_name)?;
+        let lists = Lists {
+            gene_rows,
+            ids: Ids::new(gene_items, genes_name)?,
+            value_rows,
+            numbers: Numbers::new(value_items, values_name)?,
+        };
+        self.lists(&lists, chosen, buffer, each);
+        Ok(())
+    }
+
+    /// Hands the `chosen` rows of two columns of lists to `each`, in order.
+    pub(super) fn lists(
+        &self,
+        lists: &Lists<'_>,
+        chosen: impl Iterator<Item = usize>,
+        buffer: &mut CellBuffer,
+        mut each: impl FnMut(Decoded<'_>),
+    ) {
+        let own = !matches!(self.layout, Layout::Foreign(_));
         for row in chosen {
-            let (of_genes, of_values) = (gene_rows.range(row), value_rows.range(row));
-            let done = if of_genes.len() == of_values.len() {
-                match &self.layout {
-                    Layout::Foreign(foreign) => {
-                        self.foreign_cell(foreign, &ids, &numbers, of_genes, of_values, buffer)
+            let (genes, values) = (lists.gene_rows.range(row), lists.value_rows.range(row));
+            if genes.len() != values.len() {
+                let (genes, values) = (genes.len(), values.len());
+                each(Decoded::Fault(format!(
+                    "lists {genes} genes but {values} values"
+                )));
+                continue;
+            }
+            let done = match (&self.layout, &lists.ids, &lists.numbers) {
+                (_, Ids::U32(ids), Numbers::F32(numbers)) if own => {
+                    // As cells want them already.
+                    let (ids, numbers) = (&ids[genes], &numbers[values]);
+                    match self.check(ids, numbers) {
+                        Ok(()) => each(Decoded::Lists(ids, numbers)),
+                        Err(problem) => each(Decoded::Fault(problem)),
                     }
-                    Layout::List | Layout::Packed => {
-                        self.list_cell(&ids, &numbers, of_genes, of_values, buffer)
-                    }
+                    continue;
                 }
-            } else {
-                Err(format!(
-                    "lists {} genes but {} values",
-                    of_genes.len(),
-                    of_values.len()
-                ))
+                (Layout::Foreign(foreign), ids, numbers) => {
+                    self.foreign_cell(foreign, ids, numbers, genes, values, buffer)
+                }
+                (_, ids, numbers) => self.list_cell(ids, numbers, genes, values, buffer),
             };
             match done {
                 Ok(()) => each(Decoded::Lists(&buffer.genes, &buffer.values)),
                 Err(problem) => each(Decoded::Fault(problem)),
             }
         }
-        Ok(())
     }
 
     fn list_cell(
@@ -281,10 +303,22 @@ fn bytes_of<'a>(
     Ok(found)
 }
 
+/// Two columns of lists: the genes and the values of some rows.
+pub(super) struct Lists<'a> {
+    pub(super) gene_rows: Rows<'a>,
+    pub(super) ids: Ids<'a>,
+    pub(super) value_rows: Rows<'a>,
+    pub(super) numbers: Numbers<'a>,
+}
+
 /// Where the entries of each row lie.
-enum Rows<'a> {
+pub(super) enum Rows<'a> {
+    /// Where rows begin, and where the last one ends.
     Narrow(&'a [i32]),
+    /// The same.
     Wide(&'a [i64]),
+    /// Where rows begin; the end of the last one.
+    Starts(&'a [usize], usize),
 }
 
 impl Rows<'_> {
@@ -292,6 +326,7 @@ impl Rows<'_> {
         match self {
             Self::Narrow(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
             Self::Wide(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
+            Self::Starts(starts, end) => starts[row]..starts.get(row + 1).copied().unwrap_or(*end),
         }
     }
 }
@@ -318,11 +353,23 @@ fn slice<T: ArrowPrimitiveType>(array: &ArrayRef) -> &[T::Native] {
 }
 
 /// The gene ids of a batch, of any integer type.
-enum Ids<'a> {
+pub(super) enum Ids<'a> {
     U16(&'a [u16]),
     U32(&'a [u32]),
     I32(&'a [i32]),
     I64(&'a [i64]),
+}
+
+impl<'a> From<&'a [u32]> for Ids<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self::U32(ids)
+    }
+}
+
+impl<'a> From<&'a [i64]> for Ids<'a> {
+    fn from(ids: &'a [i64]) -> Self {
+        Self::I64(ids)
+    }
 }
 
 impl<'a> Ids<'a> {
@@ -382,7 +429,7 @@ fn copy_signed(ids: impl Iterator<Item = i64> + Clone, out: &mut Vec<u32>) -> Re
 }
 
 /// The values of a batch, of any type of numbers.
-enum Numbers<'a> {
+pub(super) enum Numbers<'a> {
     U16(&'a [u16]),
     U32(&'a [u32]),
     I32(&'a [i32]),
