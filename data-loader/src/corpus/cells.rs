@@ -41,6 +41,7 @@ impl Corpus {
                     return Ok(());
                 }
                 Decoded::Packed(genes, values) => {
+                    buffer.clear();
                     packed::unpack(genes, values, n_genes, kind, &mut buffer)
                 }
                 Decoded::Fault(problem) => Err(problem),

@@ -43,14 +43,6 @@ impl IdMap {
         }
         Self::Map(ids.iter().copied().zip(0..).collect())
     }
-
-    fn gene(&self, id: i64) -> Option<u32> {
-        let gene = match self {
-            Self::Table(table) => usize::try_from(id).ok().and_then(|id| table.get(id)),
-            Self::Map(map) => map.get(&id),
-        };
-        gene.copied().filter(|&gene| gene != NO_GENE)
-    }
 }
 
 /// Takes cells out of the record batches of a corpus.
@@ -183,23 +175,31 @@ impl Decoder {
         };
         out.values.drain(..head);
         let ids_of = genes.start + head..genes.end;
-        let known = |id: i64| match &self.ids {
-            Some(map) => map.gene(id),
-            None => u32::try_from(id).ok().filter(|&gene| gene < self.n_genes),
-        };
-        if foreign.drop_unknown {
-            ids.map(
-                ids_of,
-                &mut out.genes,
-                |id| Ok(known(id).unwrap_or(NO_GENE)),
-            )?;
-            drop_unknown(out);
-        } else if self.ids.is_some() {
-            ids.map(ids_of, &mut out.genes, |id| {
-                known(id).ok_or_else(|| format!("has gene id {id}, which the gene table lacks"))
-            })?;
+        if let Some(map) = &self.ids {
+            match map {
+                IdMap::Table(table) => ids.map(ids_of.clone(), &mut out.genes, |id| {
+                    // Negative ids are beyond any table.
+                    table.get(id as u64 as usize).copied().unwrap_or(NO_GENE)
+                }),
+                IdMap::Map(map) => ids.map(ids_of.clone(), &mut out.genes, |id| {
+                    map.get(&id).copied().unwrap_or(NO_GENE)
+                }),
+            }
+        } else if foreign.drop_unknown {
+            ids.map(ids_of.clone(), &mut out.genes, |id| {
+                let gene = u32::try_from(id).ok().filter(|&gene| gene < self.n_genes);
+                gene.unwrap_or(NO_GENE)
+            });
         } else {
-            ids.copy(ids_of, &mut out.genes)?;
+            ids.copy(ids_of.clone(), &mut out.genes)?;
+        }
+        if out.genes.contains(&NO_GENE) {
+            if !foreign.drop_unknown {
+                let place = out.genes.iter().position(|&gene| gene == NO_GENE);
+                let id = ids.get(ids_of.start + place.unwrap_or(0));
+                return Err(format!("has gene id {id}, which the gene table lacks"));
+            }
+            drop_unknown(out);
         }
         if foreign.sum_duplicates && !strictly_ascending(&out.genes) {
             sort_and_sum(out);
@@ -400,23 +400,23 @@ impl<'a> Ids<'a> {
     }
 
     /// Copies what ids stand for.
-    fn map(
-        &self,
-        range: Range<usize>,
-        out: &mut Vec<u32>,
-        gene: impl Fn(i64) -> Result<u32, String>,
-    ) -> Result<(), String> {
+    fn map(&self, range: Range<usize>, out: &mut Vec<u32>, gene: impl Fn(i64) -> u32) {
         out.clear();
-        out.reserve(range.len());
-        for place in range {
-            out.push(gene(match self {
-                Self::U16(ids) => i64::from(ids[place]),
-                Self::U32(ids) => i64::from(ids[place]),
-                Self::I32(ids) => i64::from(ids[place]),
-                Self::I64(ids) => ids[place],
-            })?);
+        match self {
+            Self::U16(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::U32(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::I32(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::I64(ids) => out.extend(ids[range].iter().map(|&id| gene(id))),
         }
-        Ok(())
+    }
+
+    fn get(&self, place: usize) -> i64 {
+        match self {
+            Self::U16(ids) => i64::from(ids[place]),
+            Self::U32(ids) => i64::from(ids[place]),
+            Self::I32(ids) => i64::from(ids[place]),
+            Self::I64(ids) => ids[place],
+        }
     }
 }
 
