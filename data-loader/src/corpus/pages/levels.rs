@@ -132,7 +132,8 @@ fn with_gaps(
         if repetition > 1 {
             return Err(no_level(repetition));
         }
-        if !item && !(begins && definition == shape.empty) {
+        let empty = begins && definition == shape.empty;
+        if !(item || empty) {
             return Err("has missing entries".into());
         }
         if begins {

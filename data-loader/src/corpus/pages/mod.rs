@@ -103,9 +103,10 @@ impl<O: Copy> ListColumn<O> {
             rows,
         } = group;
         let root = footer.schema().index_of(name).ok()?;
-        let item = match footer.schema().field(root).data_type() {
-            DataType::List(item) | DataType::LargeList(item) => item,
-            _ => return None,
+        let (DataType::List(item) | DataType::LargeList(item)) =
+            footer.schema().field(root).data_type()
+        else {
+            return None;
         };
         let (leaf, shape) = list_leaf(footer, root)?;
         let column = footer.metadata().row_group(*index).column(leaf);
