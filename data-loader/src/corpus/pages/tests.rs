@@ -19,26 +19,38 @@ use super::*;
 struct Writing {
     list_nullable: bool,
     item_nullable: bool,
-    dictionary: bool,
-    differences: bool,
-    second_version: bool,
+    /// By dictionary, when none is named.
+    encoding: Option<Encoding>,
+    version: WriterVersion,
+    compression: Compression,
     page_rows: usize,
     page_bytes: usize,
-    compressed: bool,
 }
 
 fn writings() -> impl Strategy<Value = Writing> {
-    let flags = any::<(bool, bool, bool, bool, bool, bool)>();
-    (flags, 1_usize..9, 8_usize..400).prop_map(|(flags, page_rows, page_bytes)| Writing {
-        list_nullable: flags.0,
-        item_nullable: flags.1,
-        dictionary: flags.2,
-        differences: flags.3,
-        second_version: flags.4,
-        compressed: flags.5,
-        page_rows,
-        page_bytes,
-    })
+    let encodings = prop_oneof![
+        Just(None),
+        Just(Some(Encoding::PLAIN)),
+        Just(Some(Encoding::DELTA_BINARY_PACKED)),
+    ];
+    let versions = prop_oneof![
+        Just(WriterVersion::PARQUET_1_0),
+        Just(WriterVersion::PARQUET_2_0)
+    ];
+    let compressions = prop_oneof![Just(Compression::UNCOMPRESSED), Just(Compression::SNAPPY)];
+    let nullable = any::<(bool, bool)>();
+    let pages = (1_usize..9, 8_usize..400);
+    (nullable, encodings, versions, compressions, pages).prop_map(
+        |((list_nullable, item_nullable), encoding, version, compression, pages)| Writing {
+            list_nullable,
+            item_nullable,
+            encoding,
+            version,
+            compression,
+            page_rows: pages.0,
+            page_bytes: pages.1,
+        },
+    )
 }
 
 fn written<T: ArrowPrimitiveType>(
@@ -55,19 +67,18 @@ fn written<T: ArrowPrimitiveType>(
     let schema = Arc::new(Schema::new(vec![field]));
     let batch = RecordBatch::try_new(schema.clone(), vec![Arc::new(list)]).unwrap();
     let mut properties = WriterProperties::builder()
-        .set_dictionary_enabled(writing.dictionary)
+        .set_writer_version(writing.version)
+        .set_compression(writing.compression)
+        .set_dictionary_enabled(writing.encoding.is_none())
         .set_dictionary_page_size_limit(writing.page_bytes * 4)
         .set_data_page_row_count_limit(writing.page_rows)
         .set_data_page_size_limit(writing.page_bytes)
         .set_write_batch_size(4);
-    if writing.differences && !writing.dictionary && T::DATA_TYPE != DataType::Float32 {
-        properties = properties.set_encoding(Encoding::DELTA_BINARY_PACKED);
-    }
-    if writing.second_version {
-        properties = properties.set_writer_version(WriterVersion::PARQUET_2_0);
-    }
-    if writing.compressed {
-        properties = properties.set_compression(Compression::SNAPPY);
+    match writing.encoding {
+        // There are no differences of floats.
+        Some(Encoding::DELTA_BINARY_PACKED) if T::DATA_TYPE == DataType::Float32 => (),
+        Some(encoding) => properties = properties.set_encoding(encoding),
+        None => (),
     }
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, schema, Some(properties.build())).unwrap();
@@ -183,12 +194,11 @@ fn missing_lists_are_left_to_the_general_reader() {
     let writing = Writing {
         list_nullable: true,
         item_nullable: true,
-        dictionary: true,
-        differences: false,
-        second_version: false,
+        encoding: None,
+        version: WriterVersion::PARQUET_1_0,
+        compression: Compression::UNCOMPRESSED,
         page_rows: 100,
         page_bytes: 1000,
-        compressed: false,
     };
     let rows = [vec![1, 2], vec![], vec![3]];
     let validity = NullBuffer::from(vec![true, false, true]);
