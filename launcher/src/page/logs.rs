@@ -78,7 +78,8 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let logs = run.path().join("logs");
         std::fs::create_dir(&logs).unwrap();
-        let mut text: String = (0..100_000).map(|line| format!("line {line}\n")).collect();
+        let lines: Vec<String> = (0..100_000).map(|line| format!("line {line}\n")).collect();
+        let mut text = lines.concat();
         text.push_str("\u{1b}[31mred\u{1b}[0m\u{7} é\n10 %\r20 %\rend https://u:p@h\r\n");
         std::fs::write(logs.join(log_name(3)), &text).unwrap();
         let tail = |rank| tail(run.path(), rank, &Redactor::default());

@@ -91,11 +91,10 @@ impl Stage {
 
     fn is_asked_to_stop(&mut self) -> bool {
         let requests = &mut self.requests;
-        let asked = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let waiting = tokio::time::timeout(Duration::from_millis(50), requests.any());
             waiting.await.is_ok()
-        });
-        asked
+        })
     }
 }
 

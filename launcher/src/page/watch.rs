@@ -79,11 +79,13 @@ impl Watcher {
             Some(live) => Some(Watched {
                 world_size: live.world_size,
                 stop_requested: live.asker.is_requested(),
+                controls: true,
             }),
             // Another launcher may be at work on it.
-            None => self.is_watched_elsewhere().then(|| Watched {
+            None => self.is_watched_elsewhere().then_some(Watched {
                 world_size: self.folder.ranks.len() as u32,
                 stop_requested: false,
+                controls: false,
             }),
         }
     }

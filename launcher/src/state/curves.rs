@@ -41,7 +41,7 @@ struct Point {
 
 #[derive(Debug)]
 struct Points {
-    points: Vec<Point>,
+    kept: Vec<Point>,
     /// Values that make up a point.
     stride: u32,
     last: f64,
@@ -51,7 +51,7 @@ struct Points {
 /// The curves of a `metrics.jsonl`.
 #[derive(Debug, Default)]
 pub struct Curves {
-    curves: BTreeMap<(String, String), Points>,
+    by_name: BTreeMap<(String, String), Points>,
     last_step: u64,
     last_epoch: u64,
 }
@@ -81,10 +81,10 @@ impl Curves {
                 continue;
             }
             let key = (source.to_owned(), name.clone());
-            if self.curves.len() >= CURVES_MAX && !self.curves.contains_key(&key) {
+            if self.by_name.len() >= CURVES_MAX && !self.by_name.contains_key(&key) {
                 continue;
             }
-            let points = self.curves.entry(key).or_default();
+            let points = self.by_name.entry(key).or_default();
             match value.as_f64().filter(|value| value.is_finite()) {
                 Some(value) => points.push(step, value),
                 None => points.missing += 1,
@@ -105,14 +105,14 @@ impl Curves {
     /// The last value of a curve of training.
     pub fn last(&self, name: &str) -> Option<f64> {
         let key = ("train".to_owned(), name.to_owned());
-        let points = self.curves.get(&key)?;
-        (!points.points.is_empty()).then_some(points.last)
+        let points = self.by_name.get(&key)?;
+        (!points.kept.is_empty()).then_some(points.last)
     }
 
     /// Mean over all recorded steps of a curve of training.
     pub fn mean(&self, name: &str) -> Option<f64> {
         let key = ("train".to_owned(), name.to_owned());
-        let points = &self.curves.get(&key)?.points;
+        let points = &self.by_name.get(&key)?.kept;
         let count: u32 = points.iter().map(|p| p.count).sum();
         let sum: f64 = points.iter().map(|p| p.sum).sum();
         (count > 0).then(|| sum / f64::from(count))
@@ -122,16 +122,16 @@ impl Curves {
     pub fn shown(&self) -> Vec<Curve> {
         let shown = |((source, name), points): (&(String, String), &Points)| {
             let of = |value: &dyn Fn(&Point) -> f64| -> Vec<f64> {
-                points.points.iter().map(|p| short(value(p))).collect()
+                points.kept.iter().map(|p| short(value(p))).collect()
             };
-            let merged = points.points.iter().any(|p| p.count > 1);
+            let merged = points.kept.iter().any(|p| p.count > 1);
             let range = |value: &dyn Fn(&Point) -> f64| {
                 if merged { of(value) } else { Vec::new() }
             };
             Curve {
                 name: name.clone(),
                 source: source.clone(),
-                steps: points.points.iter().map(|p| p.step).collect(),
+                steps: points.kept.iter().map(|p| p.step).collect(),
                 values: of(&|p| p.sum / f64::from(p.count)),
                 low: range(&|p| p.low),
                 high: range(&|p| p.high),
@@ -139,14 +139,14 @@ impl Curves {
                 missing: points.missing,
             }
         };
-        self.curves.iter().map(shown).collect()
+        self.by_name.iter().map(shown).collect()
     }
 }
 
 impl Default for Points {
     fn default() -> Self {
         Self {
-            points: Vec::new(),
+            kept: Vec::new(),
             stride: 1,
             last: 0.0,
             missing: 0,
@@ -164,13 +164,13 @@ impl Points {
             low: value,
             high: value,
         };
-        match self.points.last_mut() {
+        match self.kept.last_mut() {
             Some(last) if last.count < self.stride => *last = merged(*last, new),
-            _ => self.points.push(new),
+            _ => self.kept.push(new),
         }
-        if self.points.len() > POINTS_MAX {
-            let pairs = self.points.chunks(2);
-            self.points = pairs
+        if self.kept.len() > POINTS_MAX {
+            let pairs = self.kept.chunks(2);
+            self.kept = pairs
                 .filter_map(|pair| pair.iter().copied().reduce(merged))
                 .collect();
             self.stride *= 2;

@@ -85,7 +85,9 @@ impl Folder {
         if news.restarted {
             self.curves = Curves::default();
         }
-        news.lines.iter().for_each(|line| self.curves.add(line));
+        for line in &news.lines {
+            self.curves.add(line);
+        }
         self.look_at_events();
         let path = self.path.clone();
         let json = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
@@ -144,7 +146,9 @@ impl Folder {
 
 /// The text of a file that was written since `seen`; empty when it has gone.
 fn changed(path: &Path, seen: &mut Option<SystemTime>) -> Option<String> {
-    let meta = std::fs::metadata(path).ok().filter(|meta| meta.is_file());
+    let meta = std::fs::metadata(path)
+        .ok()
+        .filter(std::fs::Metadata::is_file);
     let written = meta.as_ref().and_then(|meta| meta.modified().ok());
     if written == *seen {
         return None;
@@ -208,8 +212,8 @@ mod tests {
         let kinds = [
             "start", "restart", "start", "failure", "start", "restart", "start",
         ];
-        let lines: String = (1..).zip(kinds).map(line).collect();
-        std::fs::write(folder.path().join("events.jsonl"), lines).unwrap();
+        let lines: Vec<String> = (1..).zip(kinds).map(line).collect();
+        std::fs::write(folder.path().join("events.jsonl"), lines.concat()).unwrap();
         let mut run = Folder::new(folder.path());
         run.look();
         assert_eq!((run.launched, run.restarts), (Some(5.0), 1));

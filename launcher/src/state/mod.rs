@@ -68,6 +68,8 @@ pub struct Watched {
     pub world_size: u32,
     /// Whether somebody has asked the run to stop.
     pub stop_requested: bool,
+    /// Whether it can be asked from here; not through the run directory of another launcher.
+    pub controls: bool,
 }
 
 /// How far the run is.
@@ -126,6 +128,8 @@ pub struct RunState {
     pub time: f64,
     /// Whether a launcher watches the run.
     pub live: bool,
+    /// Whether it can be asked to save or stop from here.
+    pub controls: bool,
     /// What runs.
     pub summary: Summary,
     /// Where it is.
@@ -185,6 +189,7 @@ impl RunState {
             format_version: FORMAT_VERSION,
             time: now,
             live: watched.is_some(),
+            controls: watched.is_some_and(|watched| watched.controls),
             summary: Summary::of(folder),
             phase,
             failure: failure(folder, ranks, phase),

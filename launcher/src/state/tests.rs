@@ -14,12 +14,16 @@ fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, Folder) {
     (dir, folder)
 }
 
-fn watched(stop_requested: bool) -> Option<Watched> {
-    Some(Watched {
-        world_size: 2,
-        stop_requested,
-    })
-}
+const WATCHED: Option<Watched> = Some(Watched {
+    world_size: 2,
+    stop_requested: false,
+    controls: true,
+});
+const STOPPING: Option<Watched> = Some(Watched {
+    world_size: 2,
+    stop_requested: true,
+    controls: true,
+});
 
 fn doing(section: Section) -> RankFacts {
     let mut facts = RankFacts::unheard(0);
@@ -45,7 +49,7 @@ fn the_phase_follows_from_events_ranks_and_who_watches() {
         ("restart", Phase::Pausing, Phase::Lost),
         ("something-new", Phase::Starting, Phase::Lost),
     ] {
-        assert_eq!(phase_of(&then(kind), &[], watched(false)), live, "{kind}");
+        assert_eq!(phase_of(&then(kind), &[], WATCHED), live, "{kind}");
         assert_eq!(phase_of(&then(kind), &[], None), dead, "{kind}");
     }
     for (section, expected) in [
@@ -54,15 +58,12 @@ fn the_phase_follows_from_events_ranks_and_who_watches() {
         (Section::Eval, Phase::Evaluating),
         (Section::Checkpoint, Phase::Saving),
     ] {
-        assert_eq!(phase_of(start, &[doing(section)], watched(false)), expected);
+        assert_eq!(phase_of(start, &[doing(section)], WATCHED), expected);
     }
     let silent = [RankFacts::unheard(0)];
-    assert_eq!(phase_of(start, &silent, watched(false)), Phase::Running);
-    assert_eq!(phase_of(start, &silent, watched(true)), Phase::Draining);
-    assert_eq!(
-        phase_of(&then("stop"), &silent, watched(true)),
-        Phase::Stopped
-    );
+    assert_eq!(phase_of(start, &silent, WATCHED), Phase::Running);
+    assert_eq!(phase_of(start, &silent, STOPPING), Phase::Draining);
+    assert_eq!(phase_of(&then("stop"), &silent, STOPPING), Phase::Stopped);
 }
 
 #[test]
@@ -111,13 +112,7 @@ fn a_failure_is_shown_with_the_last_lines_until_the_run_goes_on() {
         "{failure}{{\"time\":6,\"kind\":\"restart\"}}\n{{\"time\":7,\"kind\":\"start\"}}\n"
     );
     let (_dir, again) = folder(&[("events.jsonl", &again)]);
-    let state = RunState::new(
-        &again,
-        &ranks[..0],
-        watched(false),
-        &mut Pace::default(),
-        100.0,
-    );
+    let state = RunState::new(&again, &ranks[..0], WATCHED, &mut Pace::default(), 100.0);
     assert_eq!((state.failure, state.restarts), (None, 1));
 }
 
@@ -130,7 +125,7 @@ fn progress_has_an_end_in_sight_while_the_run_moves() {
     let mut at = |now: f64, step: u64| {
         rank.step = step;
         let ranks = [rank.clone()];
-        RunState::new(&folder, &ranks, watched(false), &mut pace, now).progress
+        RunState::new(&folder, &ranks, WATCHED, &mut pace, now).progress
     };
     assert_eq!(at(100.0, 10).eta_seconds, None);
     let later = at(110.0, 30);
@@ -212,6 +207,7 @@ fn the_demo_of_a_thousand_ranks_is_built_in_little_time() {
     let watched = Some(Watched {
         world_size: 1000,
         stop_requested: false,
+        controls: true,
     });
     let redactor = Redactor::new([("A_SECRET".to_owned(), "0123456789".to_owned())]);
     let begun = std::time::Instant::now();

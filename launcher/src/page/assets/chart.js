@@ -35,8 +35,9 @@ function logTicks(low, high) {
 }
 
 class Chart {
-  constructor(title, { small = false, hint = "" } = {}) {
+  constructor(title, { small = false, log = false, hint = "" } = {}) {
     this.small = small;
+    this.hasLog = log;
     this.series = [];
     this.log = false;
     this.at = null;
@@ -105,7 +106,7 @@ class Chart {
     const steps = this.series.flatMap((one) => one.steps);
     if (!values.length) return;
     const positive = values.every((value) => value > 0);
-    this.toggle.hidden = this.small || !positive;
+    this.toggle.hidden = !this.hasLog || !positive;
     const log = this.log && positive;
     const scale = Chart.scale(values, steps, width, height, log);
     this.scale = scale;

@@ -32,8 +32,7 @@ function show(state) {
   showCheckpoints(state);
   showPlan(state);
   showSettings(state);
-  const running = state.live && !["done", "stopped", "failed", "lost"].includes(state.phase);
-  byId("save").hidden = byId("drain").hidden = !running;
+  byId("save").hidden = byId("drain").hidden = !state.controls || isOver(state);
   byId("save").disabled = byId("drain").disabled = state.phase === "draining";
   byId("log-rank").max = String(Math.max(0, state.ranks.length - 1));
   if (logRank === null) {
@@ -53,7 +52,7 @@ async function poll() {
     show(last);
   } catch (error) {
     lost = lost || Date.now();
-    const over = last && !["busy", "warn"].includes(PHASES[last.phase][1]);
+    const over = last && isOver(last);
     const dir = last ? last.summary.run_dir : "RUN";
     notice(over ? `The run has ended and its launcher with it; this is its last state. Later: scpeft-launch view ${dir}`
       : `No answer for ${duration((Date.now() - lost) / 1000)}; this is the last state that was seen. When the launcher is gone: scpeft-launch view ${dir}`,

@@ -1,7 +1,8 @@
 // The parts of the page, each drawn from the state.
 
 const TABLE_MAX = 64;
-const TROUBLE = ["culprit", "failed", "silent", "late", "stuck"];
+const TROUBLE = ["culprit", "silent", "late", "stuck"];
+const isOver = (state) => ["done", "stopped", "failed", "lost"].includes(state.phase);
 
 function showHead(state) {
   const about = state.summary;
@@ -32,7 +33,7 @@ function showFailure(state) {
   const who = failure.rank === null ? "The run failed" : `Rank ${failure.rank}${failure.host ? ` on ${failure.host}` : ""} failed first`;
   say(byId("failure-title"), who);
   const meaning = failure.meaning ? failure.meaning[0].toUpperCase() + failure.meaning.slice(1) : "";
-  const cause = failure.cause ? ` Likely cause: ${failure.cause}.` : "";
+  const cause = failure.cause ? ` Likely cause: ${failure.cause.replaceAll("`", "")}.` : "";
   const next = state.next_start ? ` It starts again at ${moment(state.next_start, state.time)}.` : "";
   say(byId("failure-text"), `${meaning}.${cause}${next}`);
   const lines = byId("failure-lines");
@@ -79,7 +80,7 @@ function showTiles(state) {
   }
   const valid = lastOf(state, "valid", "loss");
   tiles.push(tile("Training loss", number(lastOf(state, "train", "loss")), valid === null ? "" : `${number(valid)} on validation cells`));
-  const over = !state.live || ["done", "stopped", "failed", "lost"].includes(state.phase);
+  const over = isOver(state);
   tiles.push(tile("Cells per second", count(state.progress.cells_per_second), over ? "at the end" : "all ranks together"));
   const saved = state.checkpoints.find((one) => one.complete);
   if (saved) {
@@ -90,8 +91,8 @@ function showTiles(state) {
   }
   const bad = state.ranks.filter((rank) => TROUBLE.includes(rank.health));
   const work = state.ranks.filter((rank) => rank.health === "ok").length;
-  if (over) tiles.push(tile("Ranks", count(state.ranks.length || about.world_size), bad.length ? `${bad.length} failed` : "none at work", bad.length ? "bad" : ""));
-  else tiles.push(tile("Ranks at work", `${work} of ${state.ranks.length}`, bad.length ? `look at rank ${bad[0].rank}` : about.device || "", bad.length ? "bad" : ""));
+  if (over) tiles.push(tile("Ranks", count(state.ranks.length || about.world_size), bad.length ? `rank ${bad[0].rank} failed first` : "none at work", bad.length ? "bad" : ""));
+  else tiles.push(tile("Ranks at work", `${count(work)} of ${count(state.ranks.length)}`, bad.length ? `look at rank ${bad[0].rank}` : about.device || "", bad.length ? "bad" : ""));
   byId("tiles").replaceChildren(...tiles);
 }
 
@@ -122,7 +123,7 @@ function showCurves(state) {
   if (!losses.length && !shares.length) {
     home.append(make("p", { class: "empty" }, state.live ? "Curves appear with the first logged step." : "No step was logged."));
   }
-  if (losses.length) chart(home, "Loss", { hint: "How wrong the model is; it should fall, on validation cells too." }).show(losses);
+  if (losses.length) chart(home, "Loss", { log: true, hint: "How wrong the model is; it should fall, on validation cells too." }).show(losses);
   if (shares.length) {
     const known = shares.map((curve) => METRICS[curve.name]).filter((entry) => entry && entry[1]).map(([name, meaning]) => `${name}: ${meaning}`);
     chart(home, "Scores on validation cells", { hint: known.length ? `${known.join("; ")}. 1 is best.` : "" })
@@ -153,8 +154,8 @@ function showTime(state) {
 }
 
 function rankCells(rank, behind) {
-  const doing = rank.section === null ? "–" : SECTIONS[rank.section];
-  const lasting = rank.section_age_seconds !== null && rank.section && rank.section_age_seconds >= 3 ? ` for ${duration(rank.section_age_seconds)}` : "";
+  const doing = rank.section === null ? "–" : rank.end ? `was ${SECTIONS[rank.section].toLowerCase()}` : SECTIONS[rank.section];
+  const lasting = !rank.end && rank.section_age_seconds !== null && rank.section && rank.section_age_seconds >= 3 ? ` for ${duration(rank.section_age_seconds)}` : "";
   const end = rank.end && rank.end.code !== 0 ? ` (${rank.end.signal ? `signal ${rank.end.signal}` : `exit ${rank.end.code}`})` : "";
   const memory = bytes(rank.memory_bytes) + (rank.device_memory_bytes ? ` + ${bytes(rank.device_memory_bytes)} GPU` : "");
   return [
@@ -226,7 +227,7 @@ function showEvents(state) {
   if (!changed("events", state.events)) return;
   const rows = state.events.map((event) => make("li", { "data-tone": event.tone },
     make("time", { dateTime: new Date(1000 * event.time).toISOString() }, moment(event.time, state.time)),
-    make("span", {}, event.text)));
+    make("span", {}, event.text.replaceAll("`", ""))));
   byId("events").replaceChildren(...(rows.length ? rows : [make("li", { class: "muted" }, "Nothing yet.")]));
 }
 
