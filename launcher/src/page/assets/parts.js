@@ -252,17 +252,17 @@ function showPlan(state) {
   if (!changed("plan", [plan, summary.trainable_parameters, summary.peak_memory_bytes, ranks.map((rank) => rank.memory_bytes)])) return;
   const rows = [];
   const seen = Math.max(0, ...summary.peak_memory_bytes, ...ranks.map((rank) => rank.memory_bytes));
-  const row = (name, planned, actual) => rows.push(make("tr", {}, make("td", {}, name), make("td", { class: "number" }, planned), make("td", { class: "number" }, actual)));
+  const row = (name, planned, actual, kind) => rows.push(make("tr", {}, make("td", { class: kind || "" }, name), make("td", { class: "number" }, planned), make("td", { class: "number" }, actual)));
   if (plan) {
     const trains = plan.parameters ? plan.parameters.adapters + plan.parameters.heads + plan.parameters.backbone : null;
     row("Memory, largest rank", bytes(plan.memory_bytes), bytes(seen));
+    if (plan.memory) {
+      const parts = { activations: "activations", frozen_blocks: "frozen layers", frozen_rest: "other frozen tensors", trainable: "what trains", loader: "cells ahead" };
+      for (const [key, name] of Object.entries(parts)) if (plan.memory[key]) row(name, bytes(plan.memory[key]), "", "part");
+    }
     row("Parameters that train", count(trains), count(summary.trainable_parameters));
     row("Ranks", count(plan.ranks), count(ranks.length || summary.world_size));
     if (plan.step) row("Sent in a step", bytes(plan.step.all_reduce_bytes + plan.step.gathered_bytes), "–");
-    if (plan.memory) {
-      const parts = { activations: "of it activations", trainable: "of it trained tensors", loader: "of it cells ahead" };
-      for (const [key, name] of Object.entries(parts)) row(name, bytes(plan.memory[key]), "");
-    }
   } else if (seen) {
     row("Memory, largest rank", "–", bytes(seen));
     row("Parameters that train", "–", count(summary.trainable_parameters));
