@@ -20,7 +20,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use watch::Watcher;
@@ -33,6 +33,8 @@ const PORTS_TRIED: u16 = 20;
 const TICK: Duration = Duration::from_secs(2);
 /// How long a page that somebody looks at outlives the run, so that it shows the end.
 const AFTERGLOW: Duration = Duration::from_millis(1500);
+/// How long the launcher waits for the page to end.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The run behind a page.
 #[derive(Debug, Clone)]
@@ -53,7 +55,8 @@ pub struct Page {
     /// What a request to save or drain must bring; nothing for a run that has ended.
     pub token: Option<String>,
     closing: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Closes when the thread has ended.
+    ended: Receiver<()>,
     published: Option<PathBuf>,
 }
 
@@ -139,14 +142,18 @@ impl Page {
             .enable_all()
             .build()?;
         let (closing, closed) = oneshot::channel();
-        let thread = std::thread::Builder::new()
+        let (ending, ended) = channel();
+        std::thread::Builder::new()
             .name("scpeft-page".into())
-            .spawn(move || runtime.block_on(run(listener, site, closed)))?;
+            .spawn(move || {
+                runtime.block_on(run(listener, site, closed));
+                drop(ending);
+            })?;
         Ok(Self {
             url,
             token,
             closing: Some(closing),
-            thread: Some(thread),
+            ended,
             published: None,
         })
     }
@@ -163,9 +170,8 @@ impl Page {
 impl Drop for Page {
     fn drop(&mut self) {
         drop(self.closing.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        // A disk that does not answer keeps the thread, but not the launcher.
+        let _ = self.ended.recv_timeout(FAREWELL);
         if let Some(run_dir) = &self.published {
             files::withdraw(run_dir);
         }

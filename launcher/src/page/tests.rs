@@ -263,8 +263,9 @@ fn malformed_and_oversized_requests_are_cut_off() {
         "\r\n\r\n\r\nnonsense\r\n\r\n".to_owned(),
         format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"),
-        "GET / HTTP/1.1\r\n\r\n".to_owned(),
-        "GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(),
+        "GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+            .to_owned(),
     ] {
         let (status, answer) = stage.send(&request);
         assert!(

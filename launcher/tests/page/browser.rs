@@ -107,20 +107,21 @@ impl Browser {
             events: Vec::new(),
             _profile: profile,
         };
-        let target = browser.call("Target.createTarget", json!({"url": "about:blank"}));
+        let target = browser.call("Target.createTarget", &json!({"url": "about:blank"}));
         let attached = browser.call(
             "Target.attachToTarget",
-            json!({"targetId": target["targetId"], "flatten": true}),
+            &json!({"targetId": target["targetId"], "flatten": true}),
         );
-        browser.session = attached["sessionId"].as_str().unwrap().to_owned();
+        let session = attached["sessionId"].as_str();
+        session.unwrap().clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Network", "Log"] {
-            browser.call(&format!("{domain}.enable"), json!({}));
+            browser.call(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Calls a method of the protocol and returns its result.
-    pub(crate) fn call(&mut self, method: &str, parameters: Value) -> Value {
+    pub(crate) fn call(&mut self, method: &str, parameters: &Value) -> Value {
         self.calls += 1;
         let mut message = json!({"id": self.calls, "method": method, "params": parameters});
         if !self.session.is_empty() {
@@ -146,23 +147,23 @@ impl Browser {
     pub(crate) fn look(&mut self, width: u32, height: u32, scheme: &str) {
         self.call(
             "Emulation.setDeviceMetricsOverride",
-            json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}),
+            &json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}),
         );
         self.call(
             "Emulation.setEmulatedMedia",
-            json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
+            &json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
         );
     }
 
     pub(crate) fn open(&mut self, url: &str) {
-        self.call("Page.navigate", json!({"url": url}));
+        self.call("Page.navigate", &json!({"url": url}));
     }
 
     /// The value of an expression in the page.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
         let answer = self.call(
             "Runtime.evaluate",
-            json!({"expression": expression, "returnByValue": true, "awaitPromise": true}),
+            &json!({"expression": expression, "returnByValue": true, "awaitPromise": true}),
         );
         assert!(
             answer["exceptionDetails"].is_null(),
@@ -201,7 +202,7 @@ impl Browser {
         for kind in ["keyDown", "keyUp"] {
             self.call(
                 "Input.dispatchKeyEvent",
-                json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}),
+                &json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}),
             );
         }
     }
@@ -210,7 +211,7 @@ impl Browser {
     pub(crate) fn picture(&mut self, file: &Path) {
         let shot = self.call(
             "Page.captureScreenshot",
-            json!({"captureBeyondViewport": true}),
+            &json!({"captureBeyondViewport": true}),
         );
         std::fs::write(file, decode_base64(shot["data"].as_str().unwrap())).unwrap();
     }
@@ -262,8 +263,8 @@ fn decode_base64(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for group in text.as_bytes().chunks(4) {
         let number = group.iter().fold(0, |sum, byte| sum << 6 | value(*byte));
-        let padding = group.iter().filter(|byte| **byte == b'=').count();
-        bytes.extend_from_slice(&number.to_be_bytes()[1..4 - padding]);
+        let padded = group.iter().position(|byte| *byte == b'=').unwrap_or(4);
+        bytes.extend_from_slice(&number.to_be_bytes()[1..padded]);
     }
     bytes
 }

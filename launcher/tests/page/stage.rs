@@ -3,6 +3,7 @@
 
 use scpeft_protocol::heartbeat::{Beater, Hello, Section};
 use serde_json::Value;
+use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -235,21 +236,23 @@ fn metrics() -> String {
     let mut text = String::new();
     for step in 1..=80_u32 {
         let loss = 2.0 / f64::from(step).sqrt() + 0.05 * f64::from(step % 3);
-        text.push_str(&format!(
+        let _ = writeln!(
+            text,
             "{{\"kind\":\"train\",\"step\":{step},\"epoch\":{},\"loss\":{loss},\"lr\":0.001,\
              \"grad_norm\":1.5,\"cells_per_second\":1200,\"step_seconds\":0.1,\"data_seconds\":0.01,\
-             \"collective_seconds\":0.02}}\n",
+             \"collective_seconds\":0.02}}",
             step / 10
-        ));
+        );
         if step % 10 == 0 {
             let score = 1.0 - 1.0 / f64::from(step).sqrt();
-            text.push_str(&format!(
+            let _ = writeln!(
+                text,
                 "{{\"kind\":\"eval\",\"step\":{step},\"epoch\":{},\"loss\":{},\"accuracy\":{score},\
-                 \"macro_f1\":{},\"split\":\"valid\"}}\n",
+                 \"macro_f1\":{},\"split\":\"valid\"}}",
                 step / 10,
                 loss + 0.1,
                 score - 0.1
-            ));
+            );
         }
     }
     text
