@@ -230,3 +230,90 @@ fn rows_between(chosen: Option<&[u32]>, first: u32, last: u32) -> Cow<'_, [u32]>
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::corpus::Profile;
+    use crate::index::{Columns as Mapping, IndexOptions, index};
+    use crate::synth::{SynthLayout, SynthOptions, synthesize};
+
+    fn synth(output: &Path, layout: SynthLayout) {
+        let options = SynthOptions {
+            cells: 500,
+            genes: 900,
+            nonzeros: 60,
+            layout,
+            output: output.to_owned(),
+            row_group_cells: Some(200),
+            threads: 1,
+            ..SynthOptions::default()
+        };
+        synthesize(&options, &|_, _| ()).unwrap();
+    }
+
+    /// Were one of the layouts left to the general reader, nothing would suffer but the speed.
+    fn assert_pages_are_read_and_say_the_same(corpus: &Corpus) {
+        for group in 0..corpus.row_groups().len() {
+            for chosen in [None, Some(&[0, 3, 17, 99][..])] {
+                let columns = corpus.list_columns(group).unwrap();
+                let columns = columns.expect("lists that are read page by page");
+                let (mut pages, mut batches) = (Vec::new(), Vec::new());
+                let whole = corpus.read_pages(group, columns, chosen, &mut |row, cell| {
+                    pages.push((row, own(cell)));
+                    Ok(())
+                });
+                assert!(whole.unwrap());
+                corpus
+                    .read_batches(group, chosen, &mut |row, cell| {
+                        batches.push((row, own(cell)));
+                        Ok(())
+                    })
+                    .unwrap();
+                assert_eq!(pages, batches);
+                assert_eq!(pages.len(), chosen.map_or(pages.len(), <[u32]>::len));
+            }
+        }
+    }
+
+    fn own(cell: Decoded<'_>) -> (Vec<u32>, Vec<f32>) {
+        match cell {
+            Decoded::Lists(genes, values) => (genes.to_vec(), values.to_vec()),
+            Decoded::Packed(..) | Decoded::Fault(_) => panic!("a sound list"),
+        }
+    }
+
+    #[test]
+    fn our_lists_are_read_page_by_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("corpus");
+        synth(&path, SynthLayout::Corpus(Profile::List));
+        assert_pages_are_read_and_say_the_same(&Corpus::open(&path).unwrap());
+    }
+
+    #[test]
+    fn files_of_tahoe_are_read_page_by_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, path) = (dir.path().join("files"), dir.path().join("corpus"));
+        synth(&files, SynthLayout::Tahoe);
+        let options = IndexOptions {
+            source: files,
+            output: path.clone(),
+            overwrite: false,
+            columns: Mapping::tahoe(),
+            gene_table: None,
+            gene_id_column: None,
+            obs: None,
+            values: crate::import::ValuesOption::Auto,
+            label: None,
+            batch: None,
+            split: None,
+            side_tables: Vec::new(),
+            store: crate::StoreOptions::default(),
+        };
+        index(&options, &|_, _| ()).unwrap();
+        assert_pages_are_read_and_say_the_same(&Corpus::open(&path).unwrap());
+    }
+}
