@@ -121,6 +121,11 @@ port = 0
     }
 }
 
+/// `--set` before every one of `settings`.
+pub fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|&s| ["--set", s]).collect()
+}
+
 /// `scpeft-train` under mpirun, or alone for one rank.
 pub fn on_ranks(ranks: usize) -> Command {
     let program = binary("scpeft-train");

@@ -90,7 +90,13 @@ impl From<scpeft_checkpoint::Error> for Failure {
 
 impl From<scpeft_collective::Error> for Failure {
     fn from(error: scpeft_collective::Error) -> Self {
-        Self::new(exit::HANG, chain(&error))
+        use scpeft_collective::Error as E;
+        let code = match error {
+            // Started again the same way, it fails the same way.
+            E::Unconnected { .. } | E::WrongWorld { .. } => exit::CONFIG,
+            _ => exit::HANG,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

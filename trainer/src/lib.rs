@@ -16,6 +16,7 @@ pub mod exporter;
 mod failure;
 pub mod feed;
 mod identity;
+pub mod ledger;
 mod loading;
 mod movement;
 pub mod optim;
@@ -29,8 +30,10 @@ pub mod scores;
 pub mod selection;
 mod settings;
 pub mod shard;
+mod startup;
 pub mod step;
 mod stop;
+mod straggler;
 pub mod task;
 pub mod watch;
 

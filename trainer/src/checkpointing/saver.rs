@@ -17,6 +17,8 @@ use crate::optim::Adam;
 /// A save that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
+    /// The step that it is of.
+    pub(crate) step: u64,
     /// Seconds from hand-over to the end, while the loop went on.
     pub(crate) write_seconds: f64,
     /// Bytes written, or why it failed. The checkpoints before it are untouched then.
@@ -167,6 +169,7 @@ impl Saver {
             }
         }
         Ok(Finished {
+            step: done.step,
             write_seconds: done.seconds,
             outcome: done.outcome,
         })

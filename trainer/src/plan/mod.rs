@@ -191,6 +191,10 @@ impl Plan {
             bytes("memory of the machine", self.node_limit_bytes),
             "a step of a rank".into(),
             bytes("all-reduce of gradients", s.all_reduce_bytes),
+            bytes(
+                &format!("  of full fine-tuning, {:.1} times as much", s.saving()),
+                s.full_all_reduce_bytes,
+            ),
             bytes("received of shared layers", s.gathered_bytes),
             flops("forward", s.forward_flops),
             flops("backward", s.backward_flops),

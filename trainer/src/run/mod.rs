@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use scpeft_checkpoint::Score;
-use scpeft_collective::{Collective, Observed, Topology};
+use scpeft_collective::{Collective, Observed, Observer, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
-use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::heartbeat::{Command, Section};
 use scpeft_protocol::{exit, metrics};
 
 use crate::Outcome;
@@ -24,6 +24,7 @@ use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::optim::{Adam, Schedule};
@@ -32,9 +33,13 @@ use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::settings;
 use crate::shard;
-use crate::step::{Skip, StepReport, Stepper};
+use crate::startup::{self, Threads};
+use crate::step::{Asked, Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
+use crate::straggler::Pace;
 use crate::watch::Watch;
+
+use account::Took;
 
 /// Trains as `args` say; the whole of `scpeft-train run`.
 ///
@@ -46,8 +51,33 @@ use crate::watch::Watch;
 /// Anything from a misspelt key to a full disk, with its exit code.
 pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
     let watch = Watch::start(world)?;
-    let observed = Observed::new(world, Rc::new(watch.clone()));
-    let world: &dyn Collective = &observed;
+    let ledger = Rc::new(Ledger::default());
+    let observer: Rc<dyn Observer> = if world.topology().world_size == 1 {
+        // Nothing leaves a rank that is alone.
+        Rc::new(watch.clone())
+    } else {
+        Rc::new((watch.clone(), Rc::clone(&ledger)))
+    };
+    let observed = Observed::new(world, observer);
+    let result = train(&observed, args, stop, &watch, ledger);
+    watch.say_goodbye(match &result {
+        Ok(Outcome::Done) => exit::OK,
+        Ok(Outcome::Preempted) => exit::PREEMPTED,
+        Err(failure) => failure.code,
+    });
+    result
+}
+
+fn train(
+    world: &dyn Collective,
+    args: &RunArgs,
+    stop: &StopFlag,
+    watch: &Watch,
+    ledger: Rc<Ledger>,
+) -> Result<Outcome> {
+    if let Err(failure) = startup::check_transport(world) {
+        leave(world, watch, &failure);
+    }
     let resolved = agree(world, load_config(args.config.as_deref(), &args.overrides))?;
     let config = &resolved.config;
     watch.configure(&config.watchdog, &config.run.dir);
@@ -65,17 +95,36 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     let gather = shard::gather(world, config.backbone.shard)?;
     let assembly = Assembly::for_training(config, world.topology(), gather);
     let assembly = agree(world, assembly)?;
+    let threads = Threads {
+        compute: assembly.threads,
+        chosen: config.run.threads > 0,
+        loader: config.data.loader_threads,
+    };
+    let compared = startup::compare_places(world, assembly.staging.device, threads);
+    agree(world, compared)?;
     let (training, loaders) = agree(
         world,
-        Training::begin(world, &watch, &resolved, args, assembly, from.as_deref()),
+        Training::begin(
+            world,
+            watch,
+            ledger,
+            &resolved,
+            args,
+            assembly,
+            from.as_deref(),
+        ),
     )?;
     match training.drive(world, &loaders, stop) {
-        Err(failure) if world.topology().world_size > 1 => {
-            tracing::error!("rank {}: {failure}", world.topology().rank);
-            world.abort(failure.code)
-        }
+        Err(failure) if world.topology().world_size > 1 => leave(world, watch, &failure),
         outcome => outcome,
     }
+}
+
+/// Brings the whole job down for a failure that the other ranks may not share.
+fn leave(world: &dyn Collective, watch: &Watch, failure: &Failure) -> ! {
+    tracing::error!("rank {}: {failure}", world.topology().rank);
+    watch.say_goodbye(failure.code);
+    world.abort(failure.code)
 }
 
 /// Every tensor of the model that a configuration describes; the whole of `scpeft-train parameters`.
@@ -114,7 +163,9 @@ struct Training {
     schedule: Schedule,
     cursor: Cursor,
     selection: ModelSelection,
-    exporter: Exporter,
+    exporter: Rc<Exporter>,
+    ledger: Rc<Ledger>,
+    pace: Pace,
     outputs: Option<Outputs>,
     loading: LoaderWatch,
     bad_steps: u64,
@@ -170,27 +221,56 @@ impl Training {
             };
             let data_seconds = begun.elapsed().as_secs_f64();
             self.loading.record(&self.exporter, loader, stream.ready());
-            let report = self.step(world, &batch, stop.is_set())?;
+            let before = self.ledger.all();
+            let report = self.step(world, &batch, self.asked(stop))?;
             self.cursor.step += 1;
             self.cursor.batch += 1;
-            self.account(&report, begun.elapsed().as_secs_f64(), data_seconds)?;
+            let moved = self.ledger.all().since(before);
+            let took = Took {
+                seconds: begun.elapsed().as_secs_f64(),
+                data_seconds,
+                moved,
+            };
+            self.pace.add(took.seconds, moved.seconds);
+            let standing = if self.logs() {
+                self.pace.compare(world)?
+            } else {
+                None
+            };
+            self.account(&report, &took, standing)?;
             self.check_movement(&report)?;
-            if report.stop {
+            if report.asked.stop {
                 return Ok(true);
             }
             let every = self.config.checkpoint.every_steps;
-            if every > 0 && self.cursor.step.is_multiple_of(every) {
+            let due = every > 0 && self.cursor.step.is_multiple_of(every);
+            if due || report.asked.save {
                 self.save(None)?;
             }
         }
         Ok(false)
     }
 
+    /// Whether this step is one that is logged.
+    fn logs(&self) -> bool {
+        let every = self.config.log.every_steps.max(1);
+        self.cursor.step.is_multiple_of(every)
+    }
+
+    /// What this rank was asked to do after the step: by a signal, or by the launcher.
+    fn asked(&self, stop: &StopFlag) -> Asked {
+        let command = self.watch.take_command();
+        Asked {
+            stop: stop.is_set() || command == Some(Command::Drain),
+            save: command == Some(Command::Save),
+        }
+    }
+
     fn step(
         &mut self,
         world: &dyn Collective,
         batch: &StepBatches,
-        stop: bool,
+        asked: Asked,
     ) -> Result<StepReport> {
         let Assembly {
             model,
@@ -211,7 +291,7 @@ impl Training {
             staging,
             watch: &self.watch,
         };
-        let report = stepper.step(world, self.cursor.step, batch, stop)?;
+        let report = stepper.step(world, self.cursor.step, batch, asked)?;
         self.bad_steps = match report.skipped {
             Some(Skip::NonFinite) => self.bad_steps + 1,
             _ => 0,

@@ -11,6 +11,7 @@ use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::movement::Verdict;
 use crate::step::StepReport;
+use crate::watch::Watch;
 
 impl Training {
     /// Has a checkpoint written in the background (rank 0). The loop waits for the one before it
@@ -22,7 +23,7 @@ impl Training {
         };
         let begun = Instant::now();
         if let Some(finished) = outputs.saver.wait()? {
-            note_save(&self.exporter, &finished);
+            note_save(&self.exporter, &self.watch, &finished);
         }
         let progress = Progress {
             cursor: &self.cursor,
@@ -52,7 +53,7 @@ impl Training {
         let Some(finished) = outputs.saver.wait()? else {
             return Ok(());
         };
-        note_save(&self.exporter, &finished);
+        note_save(&self.exporter, &self.watch, &finished);
         match finished.outcome {
             Ok(_) => Ok(()),
             Err(failure) => Err(Failure::new(
@@ -83,13 +84,14 @@ impl Training {
     }
 }
 
-/// Metrics of a save that has ended.
-pub(super) fn note_save(exporter: &Exporter, finished: &Finished) {
+/// Metrics and heartbeat of a save that has ended.
+pub(super) fn note_save(exporter: &Exporter, watch: &Watch, finished: &Finished) {
     exporter.observe(&metrics::CHECKPOINT_WRITE, finished.write_seconds);
     match &finished.outcome {
         Ok(bytes) => {
             exporter.set(&metrics::CHECKPOINT_BYTES, &[], *bytes as f64);
             exporter.set_now(&metrics::LAST_CHECKPOINT);
+            watch.tell(|beat| beat.checkpoint_step = Some(finished.step));
         }
         Err(_) => exporter.add(&metrics::CHECKPOINT_FAILURES, &[], 1.0),
     }

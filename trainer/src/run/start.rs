@@ -1,6 +1,7 @@
 //! From a configuration to a run that is ready for its first step.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use scpeft_collective::Collective;
 use scpeft_config::{Config, Resolved};
@@ -14,6 +15,7 @@ use crate::checkpointing::{self, Cursor, RunDir, Saver};
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::identity::Allowed;
+use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::optim::{Adam, AdamOptions, Schedule, Shape};
@@ -21,12 +23,14 @@ use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::step::Skip;
+use crate::straggler::Pace;
 use crate::watch::Watch;
 
 impl Training {
     pub(super) fn begin(
         world: &dyn Collective,
         watch: &Watch,
+        ledger: Rc<Ledger>,
         resolved: &Resolved,
         args: &RunArgs,
         mut assembly: Assembly,
@@ -51,7 +55,9 @@ impl Training {
             )?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
-        let exporter = start_exporter(&config, world, &assembly, &schedule)?;
+        let exporter = Rc::new(start_exporter(&config, world, watch, &assembly, &schedule)?);
+        ledger.export_to(&exporter);
+        introduce(watch, &config, &assembly);
         let mut training = Self {
             movement: Some(Movement::new(&assembly.params)?),
             changed,
@@ -62,6 +68,8 @@ impl Training {
             cursor,
             selection,
             exporter,
+            ledger,
+            pace: Pace::default(),
             outputs: None,
             loading: LoaderWatch::default(),
             bad_steps: 0,
@@ -114,7 +122,7 @@ impl Outputs {
             seed: config.run.seed,
             changed: training.changed.clone(),
         };
-        let device = format!("{:?}", assembly.staging.device).to_lowercase();
+        let device = assembly.device_name();
         let recorder = Recorder::begin(
             &config.run.dir,
             &facts,
@@ -195,9 +203,20 @@ fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     }
 }
 
+/// Tells the launcher what is known of the rank now.
+fn introduce(watch: &Watch, config: &Config, assembly: &Assembly) {
+    let device = assembly.device_name();
+    let directory = std::path::absolute(&config.run.dir).unwrap_or(config.run.dir.clone());
+    watch.describe(|hello| {
+        hello.device = device;
+        hello.run_dir = Some(directory.display().to_string());
+    });
+}
+
 fn start_exporter(
     config: &Config,
     world: &dyn Collective,
+    watch: &Watch,
     assembly: &Assembly,
     schedule: &Schedule,
 ) -> Result<Exporter> {
@@ -232,11 +251,15 @@ fn start_exporter(
             .port
             .saturating_add(world.topology().local_rank as u16);
         match exporter.serve(&config.metrics.bind, port) {
-            Ok(address) if address.port() != port => tracing::warn!(
-                "rank {}: port {port} is taken, metrics are at http://{address}/metrics",
-                world.topology().rank
-            ),
-            Ok(_) => {}
+            Ok(address) => {
+                watch.describe(|hello| hello.metrics_port = Some(address.port()));
+                if address.port() != port {
+                    tracing::warn!(
+                        "rank {}: port {port} is taken, metrics are at http://{address}/metrics",
+                        world.topology().rank
+                    );
+                }
+            }
             // Training goes on without a scrape target.
             Err(e) => tracing::warn!(
                 "rank {}: no metrics, `{}:{port}`: {e}",

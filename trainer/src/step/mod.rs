@@ -24,7 +24,7 @@ use crate::watch::Watch;
 use contrast::Contrasts;
 use tail::{NormSums, Tail};
 
-pub use tail::tail_len;
+pub use tail::{Asked, tail_len};
 
 /// Why a step updated nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +72,8 @@ pub struct StepReport {
     pub cells: u64,
     /// Why all ranks skipped the update, if they did.
     pub skipped: Option<Skip>,
-    /// Some rank was asked to stop.
-    pub stop: bool,
+    /// What some rank was asked to do after the step.
+    pub asked: Asked,
     /// Cells of this rank.
     pub own_cells: u64,
     /// Tokens of this rank, without padding.
@@ -86,8 +86,6 @@ pub struct StepReport {
     pub collective_seconds: f64,
     /// Seconds in clipping and update.
     pub optimizer_seconds: f64,
-    /// Bytes that this rank handed to the all-reduce.
-    pub collective_bytes: u64,
     /// Bytes of sharded blocks that this rank got from others.
     pub gathered_bytes: u64,
 }
@@ -141,7 +139,7 @@ impl Stepper<'_> {
         world: &dyn Collective,
         step: u64,
         batch: &StepBatches,
-        stop: bool,
+        asked: Asked,
     ) -> Result<StepReport> {
         let start = Instant::now();
         self.watch.enter(Section::Forward);
@@ -173,7 +171,7 @@ impl Stepper<'_> {
             self.join(&counts)?;
         }
         let computed = Instant::now();
-        let tail = self.reduce(world, &sums, stop)?;
+        let tail = self.reduce(world, &sums, asked)?;
         let reduced = Instant::now();
         self.watch.enter(Section::Optimizer);
         let lr = self.schedule.lr(step);
@@ -207,7 +205,7 @@ impl Stepper<'_> {
             lr,
             cells: tail.cells,
             skipped,
-            stop: tail.stop,
+            asked: tail.asked,
             own_cells: sums.cells,
             own_tokens: sums.tokens,
             own_slots: sums.slots,
@@ -215,7 +213,6 @@ impl Stepper<'_> {
             collective_seconds: ((reduced - computed) + (counted - start)).as_secs_f64(),
             optimizer_seconds: reduced.elapsed().as_secs_f64(),
             gathered_bytes: self.gathered_bytes() - gathered_before,
-            collective_bytes: (self.params.grad().numel() * size_of::<f32>()) as u64,
         })
     }
 
@@ -314,13 +311,13 @@ impl Stepper<'_> {
     }
 
     /// Sums the gradient buffer and its tail over ranks; returns the reduced tail.
-    fn reduce(&mut self, world: &dyn Collective, sums: &LocalSums, stop: bool) -> Result<Tail> {
+    fn reduce(&mut self, world: &dyn Collective, sums: &LocalSums, asked: Asked) -> Result<Tail> {
         let n = self.params.trainable_count() as i64;
         let values = Tail {
             terms: sums.terms.clone(),
             contrast: sums.contrast,
             cells: sums.cells,
-            stop,
+            asked,
             norms: sums.norms.clone(),
         }
         .to_values();
