@@ -54,7 +54,7 @@ pub(crate) struct Search<'a> {
 impl Search<'_> {
     /// Looks for the cells of a step (counted from 1) behind its gradient, and has rank 0 add them to the
     /// list. `places` are those of this rank's micro-batches whose loss was not finite. Returns what to
-    /// tell the user (rank 0).
+    /// tell the user, on every rank, when the list is written.
     ///
     /// # Collective
     /// Must be called by all ranks.
@@ -68,7 +68,7 @@ impl Search<'_> {
         step: u64,
         batch: &StepBatches,
         places: &[usize],
-    ) -> Result<Option<String>> {
+    ) -> Result<String> {
         let (cause, cells) = self.suspects(batch, places)?;
         let named = &cells[..cells.len().min(NAMED)];
         let finding = Finding {
@@ -81,23 +81,10 @@ impl Search<'_> {
             }),
         };
         let own = serde_json::to_vec(&finding).unwrap_or_default();
-        let Some(all) = world.gather(&own)? else {
-            return Ok(None);
-        };
-        let found = all
-            .iter()
-            .map(|bytes| serde_json::from_slice(bytes).ok())
-            .collect();
-        let found = strongest(found);
-        let path = run_dir.join(FILE);
-        let total: usize = found.iter().map(|(_, finding)| finding.cells).sum();
-        let listed = match append(&path, step, &found) {
-            Ok(()) => format!("see `{}`", path.display()),
-            Err(failure) => format!("which could not be listed: {failure}"),
-        };
-        let first = found.first().and_then(|(_, f)| f.cell_ids.first());
-        let first = first.map_or(String::new(), |id| format!(" (`{id}`, …)"));
-        Ok(Some(format!("{total} cell(s){first}, {listed}")))
+        let said = world.gather(&own)?.map(|all| publish(&all, run_dir, step));
+        // The others wait for the list: one that leaves first would bring rank 0 down.
+        let said = world.broadcast(said.unwrap_or_default().into_bytes())?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
     }
 
     /// This rank's cells that may be behind it.
@@ -155,6 +142,21 @@ fn strongest(found: Vec<Option<Finding>>) -> Vec<(usize, Finding)> {
         .into_iter()
         .filter(|(_, f)| !by_loss || f.cause > Cause::Gradient)
         .collect()
+}
+
+/// Writes the findings of all ranks, and says what they are.
+fn publish(all: &[Vec<u8>], run_dir: &Path, step: u64) -> String {
+    let found = all.iter().map(|bytes| serde_json::from_slice(bytes).ok());
+    let found = strongest(found.collect());
+    let path = run_dir.join(FILE);
+    let total: usize = found.iter().map(|(_, finding)| finding.cells).sum();
+    let listed = match append(&path, step, &found) {
+        Ok(()) => format!("see `{}`", path.display()),
+        Err(failure) => format!("which could not be listed: {failure}"),
+    };
+    let first = found.first().and_then(|(_, f)| f.cell_ids.first());
+    let first = first.map_or(String::new(), |id| format!(" (`{id}`, …)"));
+    format!("{total} cell(s){first}, {listed}")
 }
 
 fn append(path: &PathBuf, step: u64, found: &[(usize, Finding)]) -> Result<()> {
