@@ -18,7 +18,7 @@ use crate::identity::Allowed;
 use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
-use crate::optim::{Adam, AdamOptions, Schedule, Shape};
+use crate::optim::{Adam, AdamOptions, Ema, Schedule, Shape};
 use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
@@ -39,6 +39,10 @@ impl Training {
         let config = resolved.config.clone();
         let loaders = assembly.loaders(&config, world.topology())?;
         let mut adam = Adam::new(adam_options(&config), assembly.params.flat())?;
+        let mut ema = match config.train.ema_decay {
+            0.0 => None,
+            decay => Some(Ema::new(decay, assembly.params.flat())?),
+        };
         let (_, larger) = assembly.task.selection();
         let mut selection = ModelSelection::new(larger, config.train.early_stop_patience);
         let mut cursor = Cursor::default();
@@ -50,6 +54,7 @@ impl Training {
                 &config,
                 &mut assembly,
                 &mut adam,
+                ema.as_mut(),
                 &mut selection,
                 &allowed,
             )?;
@@ -64,6 +69,7 @@ impl Training {
             config,
             assembly,
             adam,
+            ema,
             schedule,
             cursor,
             selection,
