@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use scpeft_collective::Collective;
 use scpeft_data::{Corpus, MicroBatch, StepBatches};
@@ -159,7 +159,7 @@ fn publish(all: &[Vec<u8>], run_dir: &Path, step: u64) -> String {
     format!("{total} cell(s){first}, {listed}")
 }
 
-fn append(path: &PathBuf, step: u64, found: &[(usize, Finding)]) -> Result<()> {
+fn append(path: &Path, step: u64, found: &[(usize, Finding)]) -> Result<()> {
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)
@@ -192,10 +192,10 @@ mod tests {
 
     #[test]
     fn ranks_with_finite_losses_are_not_suspected_beside_one_without() {
+        use Cause::{Cell, Gradient, MicroBatch};
         let ranks = |found: Vec<Option<Finding>>| -> Vec<usize> {
             strongest(found).into_iter().map(|(rank, _)| rank).collect()
         };
-        use Cause::{Cell, Gradient, MicroBatch};
         assert_eq!(
             ranks(vec![finding(Gradient, 4), finding(Cell, 1), None]),
             [1]
