@@ -37,5 +37,5 @@ pub use schema::{
     CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
     GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
     RunSection, Sampler, Schedule, Select, Shape, Shard, Target, TaskKind, TaskSection,
-    TrainSection, Trainable, ValueStyle, Vocab, WatchdogSection,
+    TrainSection, Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
 };

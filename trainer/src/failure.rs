@@ -1,5 +1,6 @@
 //! How anything that goes wrong becomes a message and a documented exit code.
 
+use scpeft_collective::nccl::NcclError;
 use scpeft_protocol::exit;
 
 /// What ends a command: the exit code and the paragraph for the user.
@@ -93,7 +94,14 @@ impl From<scpeft_collective::Error> for Failure {
         use scpeft_collective::Error as E;
         let code = match error {
             // Started again the same way, it fails the same way.
-            E::Unconnected { .. } | E::WrongWorld { .. } => exit::CONFIG,
+            E::Unconnected { .. }
+            | E::WrongWorld { .. }
+            | E::Nccl(
+                NcclError::Library { .. }
+                | NcclError::NotFound { .. }
+                | NcclError::Symbol { .. }
+                | NcclError::TooOld { .. },
+            ) => exit::CONFIG,
             _ => exit::HANG,
         };
         Self::new(code, chain(&error))

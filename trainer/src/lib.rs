@@ -19,6 +19,7 @@ mod identity;
 pub mod ledger;
 mod loading;
 mod movement;
+mod non_finite;
 pub mod optim;
 pub mod plan;
 mod plot;
@@ -35,6 +36,7 @@ pub mod step;
 mod stop;
 mod straggler;
 pub mod task;
+mod transport;
 pub mod watch;
 
 pub use failure::{Failure, Result};

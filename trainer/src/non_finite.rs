@@ -204,10 +204,7 @@ mod tests {
             ranks(vec![finding(MicroBatch, 4), finding(Cell, 1)]),
             [0, 1]
         );
-        assert_eq!(
-            ranks(vec![finding(Gradient, 4), finding(Gradient, 0)]),
-            [0]
-        );
+        assert_eq!(ranks(vec![finding(Gradient, 4), finding(Gradient, 0)]), [0]);
     }
 
     #[test]

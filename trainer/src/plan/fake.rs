@@ -95,7 +95,10 @@ impl FakeWorld {
             self.peak_bytes as f64 / MIB,
         )];
         for (op, bytes) in &self.bytes {
-            lines.push(format!("  {:44} {bytes:>16} bytes", format!("handed to {op}")));
+            lines.push(format!(
+                "  {:44} {bytes:>16} bytes",
+                format!("handed to {op}")
+            ));
         }
         lines.push("memory of a rank by `backbone.shard`, and layers received in a step".into());
         for row in &self.sharing {

@@ -2,6 +2,8 @@
 //! rank is started and no weight is read.
 
 pub mod estimate;
+pub mod fake;
+pub mod scaling;
 
 use scpeft_config::{Config, Shard};
 use scpeft_model::backbone::scgpt::Shape;
@@ -16,6 +18,7 @@ use crate::settings;
 use crate::step::tail_len;
 
 use estimate::{Memory, Parameters, Setup, Step};
+use fake::FakeWorld;
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
@@ -49,6 +52,9 @@ pub struct Plan {
     pub node_limit_bytes: u64,
     /// One step.
     pub step: Step,
+    /// What a step of a fake world showed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fake_world: Option<FakeWorld>,
 }
 
 /// Plans as `args` say; the whole of `scpeft-train plan`. Returns what to print.
@@ -58,7 +64,15 @@ pub struct Plan {
 /// batch; a run that does not fit.
 pub fn plan(args: &PlanArgs) -> Result<String> {
     let config = crate::run::load_config(args.config.as_deref(), &args.overrides)?.config;
-    let plan = Plan::of(&config, args)?;
+    let args = &PlanArgs {
+        world: args.fake_world.unwrap_or(args.world),
+        ..args.clone()
+    };
+    let mut plan = Plan::of(&config, args)?;
+    if let Some(ranks) = args.fake_world {
+        plan.require_fit(&plan.table())?;
+        plan.fake_world = Some(FakeWorld::of(&config, args, ranks, &plan)?);
+    }
     let shown = if args.json {
         serde_json::to_string_pretty(&plan).unwrap_or_default()
     } else {
@@ -128,6 +142,7 @@ impl Plan {
                 None => machine_bytes()?,
             },
             step: estimate::step(&specs, trains, &setup),
+            fake_world: None,
         })
     }
 
@@ -163,7 +178,7 @@ impl Plan {
         } else {
             "this rank's share"
         };
-        [
+        let mut lines = vec![
             format!(
                 "{} rank(s), {} on a machine; up to {} micro-batch(es) a step of {} cells x {} tokens (the longest there can be); {} steps an epoch",
                 self.ranks,
@@ -201,8 +216,9 @@ impl Plan {
             flops("backward", s.backward_flops),
             flops("recomputation", s.recompute_flops),
             "operations: two per multiply-add; layers, attention and value encoder; no gradient of frozen weights; adapters and heads left out".into(),
-        ]
-        .join("\n")
+        ];
+        lines.extend(self.fake_world.as_ref().map(FakeWorld::table));
+        lines.join("\n")
     }
 }
 

@@ -107,13 +107,26 @@ mod tests {
             step_seconds: 0.1,
             all_reduce_bytes: bytes,
         };
-        let (lora, full) = (simulate(&load(2.6e6), &LINKS), simulate(&load(205e6), &LINKS));
+        let (lora, full) = (
+            simulate(&load(2.6e6), &LINKS),
+            simulate(&load(205e6), &LINKS),
+        );
         assert_eq!(lora.first().map(|r| r.gpus), Some(8));
         assert_eq!(lora.last().map(|r| r.gpus), Some(1024));
         for rows in [&lora, &full] {
-            assert!(rows.is_sorted_by(|a, b| a.efficiency >= b.efficiency), "{rows:?}");
+            assert!(
+                rows.is_sorted_by(|a, b| a.efficiency >= b.efficiency),
+                "{rows:?}"
+            );
         }
-        assert!(lora.iter().zip(&full).all(|(a, b)| a.efficiency > b.efficiency));
-        assert!(lora[7].efficiency > 0.99 && full[7].efficiency < 0.9, "{lora:?} {full:?}");
+        assert!(
+            lora.iter()
+                .zip(&full)
+                .all(|(a, b)| a.efficiency > b.efficiency)
+        );
+        assert!(
+            lora[7].efficiency > 0.99 && full[7].efficiency < 0.9,
+            "{lora:?} {full:?}"
+        );
     }
 }

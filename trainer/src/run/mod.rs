@@ -27,6 +27,7 @@ use crate::failure::{Failure, Result};
 use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
+use crate::non_finite::Search;
 use crate::optim::{Adam, Ema, Schedule};
 use crate::record::Recorder;
 use crate::report::Reporter;
@@ -37,9 +38,11 @@ use crate::startup::{self, Threads};
 use crate::step::{Asked, Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
 use crate::straggler::Pace;
+use crate::transport;
 use crate::watch::Watch;
 
 use account::Took;
+pub(crate) use start::{adam_options, schedule};
 
 /// Trains as `args` say; the whole of `scpeft-train run`.
 ///
@@ -58,8 +61,8 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     } else {
         Rc::new((watch.clone(), Rc::clone(&ledger)))
     };
-    let observed = Observed::new(world, observer);
-    let result = train(&observed, args, stop, &watch, ledger);
+    let observed = Observed::new(world, Rc::clone(&observer));
+    let result = train(&observed, args, stop, &watch, ledger, observer);
     watch.say_goodbye(match &result {
         Ok(Outcome::Done) => exit::OK,
         Ok(Outcome::Preempted) => exit::PREEMPTED,
@@ -74,6 +77,7 @@ fn train(
     stop: &StopFlag,
     watch: &Watch,
     ledger: Rc<Ledger>,
+    observer: Rc<dyn Observer>,
 ) -> Result<Outcome> {
     if let Err(failure) = startup::check_transport(world) {
         leave(world, watch, &failure);
@@ -102,6 +106,9 @@ fn train(
     };
     let compared = startup::compare_places(world, assembly.staging.device, threads);
     agree(world, compared)?;
+    let (choice, device) = (config.run.transport, assembly.staging.device);
+    let nccl = transport::on_devices(world, observer, choice, device)?;
+    let world: &dyn Collective = nccl.as_ref().map_or(world, |nccl| nccl);
     let (training, loaders) = agree(
         world,
         Training::begin(
@@ -297,21 +304,59 @@ impl Training {
         if let Some(ema) = self.ema.as_mut().filter(|_| report.skipped.is_none()) {
             ema.observe(params.flat())?;
         }
-        self.bad_steps = match report.skipped {
-            Some(Skip::NonFinite) => self.bad_steps + 1,
-            _ => 0,
+        if report.skipped == Some(Skip::NonFinite) {
+            self.bad_steps += 1;
+            self.blame(world, batch, &report)?;
+        } else {
+            self.bad_steps = 0;
+        }
+        Ok(report)
+    }
+
+    /// Lists the cells behind a gradient that is not finite.
+    ///
+    /// # Errors
+    /// When there were too many such steps in a row.
+    fn blame(
+        &self,
+        world: &dyn Collective,
+        batch: &StepBatches,
+        report: &StepReport,
+    ) -> Result<()> {
+        let Assembly {
+            model,
+            task,
+            staging,
+            feed,
+            ..
+        } = &self.assembly;
+        let search = Search {
+            model,
+            task: task.as_ref(),
+            staging,
+            corpus: &feed.corpus,
+            watch: &self.watch,
         };
+        self.watch.enter(Section::Forward);
+        let step = self.cursor.step + 1;
+        let directory = &self.config.run.dir;
+        let cells = search.list(world, directory, step, batch, &report.suspects)?;
         if self.bad_steps > self.config.train.non_finite_limit {
             return Err(Failure::new(
                 exit::NON_FINITE,
                 format!(
-                    "{} steps in a row had a gradient that is not finite, the last at step {} (epoch {}, batch {})\n\
+                    "{} steps in a row had a gradient that is not finite, the last at step {step} (epoch {}, batch {}): {cells}\n\
                      help: lower `train.lr`, set `train.clip_norm`, or look for extreme values in the corpus with `scpeft-data verify`",
-                    self.bad_steps, self.cursor.step, batch.epoch, batch.batch
+                    self.bad_steps, batch.epoch, batch.batch
                 ),
             ));
         }
-        Ok(report)
+        if let Some(outputs) = &self.outputs {
+            outputs
+                .reporter
+                .warn(&format!("step {step}: suspected: {cells}"));
+        }
+        Ok(())
     }
 
     /// Evaluation, model selection and checkpoint at the end of an epoch or of the run.

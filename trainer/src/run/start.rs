@@ -167,7 +167,7 @@ impl Outputs {
     }
 }
 
-fn adam_options(config: &Config) -> AdamOptions {
+pub(crate) fn adam_options(config: &Config) -> AdamOptions {
     let t = &config.train;
     AdamOptions {
         beta1: t.beta1,
@@ -178,7 +178,7 @@ fn adam_options(config: &Config) -> AdamOptions {
     }
 }
 
-fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
+pub(crate) fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     let t = &config.train;
     let by_epochs = t.epochs.saturating_mul(steps_per_epoch);
     let planned_steps = t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs));

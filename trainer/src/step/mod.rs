@@ -7,6 +7,7 @@ mod tail;
 use std::time::Instant;
 
 use scpeft_collective::Collective;
+use scpeft_collective::nccl::{DeviceSlice, Element};
 use scpeft_data::{MicroBatch, StepBatches};
 use scpeft_model::backbone::scgpt::Scgpt;
 use scpeft_model::exec::{Dropout, Pass};
@@ -72,6 +73,8 @@ pub struct StepReport {
     pub cells: u64,
     /// Why all ranks skipped the update, if they did.
     pub skipped: Option<Skip>,
+    /// Places of this rank's micro-batches whose loss was not finite.
+    pub suspects: Vec<usize>,
     /// What some rank was asked to do after the step.
     pub asked: Asked,
     /// Cells of this rank.
@@ -124,6 +127,7 @@ struct LocalSums {
     cells: u64,
     tokens: u64,
     slots: u64,
+    suspects: Vec<usize>,
 }
 
 impl Stepper<'_> {
@@ -161,10 +165,13 @@ impl Stepper<'_> {
             cells: 0,
             tokens: 0,
             slots: 0,
+            suspects: Vec::new(),
         };
         for (place, micro) in batch.micro.iter().enumerate() {
             let pull = contrasts.as_ref().map(|c| c.pull(place));
-            self.accumulate(step, micro, &counts, pull, &mut sums)?;
+            if !self.accumulate(step, micro, &counts, pull, &mut sums)? {
+                sums.suspects.push(place);
+            }
             self.watch.beat();
         }
         for _ in batch.micro.len()..passes {
@@ -205,6 +212,7 @@ impl Stepper<'_> {
             lr,
             cells: tail.cells,
             skipped,
+            suspects: sums.suspects,
             asked: tail.asked,
             own_cells: sums.cells,
             own_tokens: sums.tokens,
@@ -258,6 +266,7 @@ impl Stepper<'_> {
         Pass::training(self.dropout, seed)
     }
 
+    /// Adds a micro-batch to the gradients and sums; whether its losses are finite.
     fn accumulate(
         &self,
         step: u64,
@@ -265,7 +274,7 @@ impl Stepper<'_> {
         counts: &[f64],
         pull: Option<contrast::Pull<'_>>,
         sums: &mut LocalSums,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let batch = self.staging.stage(micro)?;
         let pass = self.pass(step, micro);
         let LossSums {
@@ -301,13 +310,16 @@ impl Stepper<'_> {
         {
             sums.norms.add(domain, &mean, &variance)?;
         }
+        let mut finite = true;
         for (total, sum) in sums.terms.iter_mut().zip(&terms) {
-            *total += scalar(sum)?;
+            let sum = scalar(sum)?;
+            finite &= sum.is_finite();
+            *total += sum;
         }
         sums.cells += micro.rows as u64;
         sums.tokens += micro.tokens as u64;
         sums.slots += (micro.rows * micro.len) as u64;
-        Ok(())
+        Ok(finite)
     }
 
     /// Sums the gradient buffer and its tail over ranks; returns the reduced tail.
@@ -361,19 +373,27 @@ fn add(total: &mut Option<Tensor>, term: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Sums a flat f32 tensor over ranks, in place.
+/// Sums a flat f32 tensor over ranks, in place: in the memory of the device where the world can, else
+/// in that of the host.
 fn all_reduce(world: &dyn Collective, buffer: &Tensor) -> Result<()> {
-    if world.topology().world_size == 1 {
+    let devices = world.on_device().filter(|_| buffer.device().is_cuda());
+    if devices.is_none() && world.topology().world_size == 1 {
         return Ok(());
     }
+    if buffer.kind() != Kind::Float || !buffer.is_contiguous() {
+        return Err(Failure::new(
+            scpeft_protocol::exit::INTERNAL,
+            "the gradient buffer is not flat f32",
+        ));
+    }
     let numel = buffer.numel();
+    if let Some(devices) = devices {
+        // SAFETY: a contiguous f32 tensor of `numel` elements on this rank's device, which lives as
+        // long as the run; whatever uses it is queued on libtorch's stream.
+        let memory = unsafe { DeviceSlice::new(buffer.data_ptr(), numel, Element::F32) };
+        return Ok(devices.all_reduce_sum(&memory)?);
+    }
     if buffer.device() == Device::Cpu {
-        if buffer.kind() != Kind::Float || !buffer.is_contiguous() {
-            return Err(Failure::new(
-                scpeft_protocol::exit::INTERNAL,
-                "the gradient buffer is not flat f32",
-            ));
-        }
         // SAFETY: a contiguous f32 CPU tensor of `numel` elements, alive for the call, and no other
         // thread touches it between backward and update.
         let slice =
