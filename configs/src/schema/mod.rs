@@ -318,6 +318,12 @@ section! {
         /// Saves in a row that may fail, on a full disk for instance, before the run ends; until then
         /// it goes on with the checkpoints it has. Default 3; at least 1.
         max_failures: u64 = 3;
+        /// An address in an object store, such as `s3://bucket/runs/one`, where the newest and the best
+        /// checkpoint are kept as well, for machines that may be lost. `--resume` fetches them where the
+        /// run directory has nothing newer. The store may be down for a while: it is tried again with
+        /// growing pauses, but a run ends well only when the mirror has its last checkpoint.
+        /// Default: unset.
+        mirror: Option<String> = None;
     }
 }
 

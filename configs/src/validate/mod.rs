@@ -551,6 +551,14 @@ fn rest(config: &Config, check: &mut Check<'_>) {
         1,
     );
     check.at_least("checkpoint.max_failures", config.checkpoint.max_failures, 1);
+    if let Some(mirror) = &config.checkpoint.mirror {
+        check.range(
+            "checkpoint.mirror",
+            mirror,
+            mirror.contains("://"),
+            "an address such as `s3://bucket/path`",
+        );
+    }
     check.at_least("log.every_steps", config.log.every_steps, 1);
     let bind = &config.metrics.bind;
     check.range(
