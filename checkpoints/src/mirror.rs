@@ -136,7 +136,7 @@ impl Mirror {
         if now == Some(name) {
             return Ok(());
         }
-        self.0.put(which, format!("{name}\n").into())
+        self.0.put(which, &format!("{name}\n").into())
     }
 
     /// Puts a checkpoint into the store, unless it is there; returns its step and name. Each file is
@@ -157,15 +157,15 @@ impl Mirror {
                     reason: format!("`{file}` has changed"),
                 });
             }
-            self.put_checked(&format!("{CHECKPOINTS}/{name}/{file}"), bytes.into())?;
+            self.put_checked(&format!("{CHECKPOINTS}/{name}/{file}"), &bytes.into())?;
         }
-        self.put_checked(&format!("{CHECKPOINTS}/{name}/{MANIFEST}"), text.into())?;
+        self.put_checked(&format!("{CHECKPOINTS}/{name}/{MANIFEST}"), &text.into())?;
         Ok((manifest.step, name))
     }
 
-    fn put_checked(&self, object: &str, bytes: Bytes) -> Result<()> {
-        self.0.put(object, bytes.clone())?;
-        if self.0.get(object)?.as_ref() == Some(&bytes) {
+    fn put_checked(&self, object: &str, bytes: &Bytes) -> Result<()> {
+        self.0.put(object, bytes)?;
+        if self.0.get(object)?.as_ref() == Some(bytes) {
             return Ok(());
         }
         Err(self.0.error(object, "does not read back as it was written"))

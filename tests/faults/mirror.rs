@@ -60,7 +60,7 @@ fn relay(client: &TcpStream, server: &TcpStream, cut: &Arc<AtomicBool>) {
         let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
         let cut = cut.clone();
         std::thread::spawn(move || {
-            let mut bytes = [0; 1 << 16];
+            let mut bytes = [0; 1 << 12];
             while let Ok(n) = from.read(&mut bytes) {
                 if n == 0 || cut.load(SeqCst) || to.write_all(&bytes[..n]).is_err() {
                     break;

@@ -115,7 +115,7 @@ impl Remote {
         }
     }
 
-    pub(super) fn put(&self, object: &str, bytes: Bytes) -> Result<()> {
+    pub(super) fn put(&self, object: &str, bytes: &Bytes) -> Result<()> {
         let location = self.location(object)?;
         self.run(object, async || {
             let payload = PutPayload::from_bytes(bytes.clone());

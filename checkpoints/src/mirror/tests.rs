@@ -89,9 +89,9 @@ fn without_its_manifest_a_checkpoint_is_not_there_and_goes_once_superseded() {
     save(&run, 1, None, "one");
     mirror.sync(&run, POLICY).unwrap();
     let half = "checkpoints/step-00000002-0123456789ab/state.json";
-    mirror.0.put(half, "half".into()).unwrap();
+    mirror.0.put(half, &"half".into()).unwrap();
     let foreign = "checkpoints/notes/readme";
-    mirror.0.put(foreign, "mine".into()).unwrap();
+    mirror.0.put(foreign, &"mine".into()).unwrap();
     assert_eq!(steps(&mirror), [1]);
     mirror.sync(&run, POLICY).unwrap();
     assert!(
@@ -144,7 +144,7 @@ fn damage_in_the_mirror_is_passed_over() {
     let newest = mirror.list().unwrap().remove(1);
     let object = format!("checkpoints/{}/state.json", newest.name);
     let spoil = |bytes: &'static str| {
-        mirror.0.put(&object, bytes.into()).unwrap();
+        mirror.0.put(&object, &bytes.into()).unwrap();
         let (_other, other) = folder();
         assert_eq!(mirror.fetch_newer(&other).unwrap(), [1], "{bytes}");
         assert!(!other.path(2).exists(), "nothing half fetched");

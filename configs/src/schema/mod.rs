@@ -15,7 +15,7 @@ use crate::resolve::Reader;
 pub use choices::{
     AdapterKind, Architecture, CellStyle, ClassWeights, Corrupt, DeviceChoice, EmbeddingNorm,
     GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Shard,
-    Target, TaskKind, Trainable, ValueStyle,
+    Storage, Target, TaskKind, Trainable, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -156,6 +156,11 @@ section! {
         /// twice per micro-batch and recomputed in the backward pass, as with `run.recompute`, with
         /// the same bits. Embeddings and heads stay whole.
         shard: Shard = Shard::None;
+        /// How the matrices of frozen layers are kept while they are not used: `full`, or `int8`, 8
+        /// bits for each weight and a scale for each output channel, unpacked a layer at a time just
+        /// before it is used and recomputed in the backward pass, as with `run.recompute`. Default
+        /// `full`. A weight is off by at most 1/254 of the largest of its channel.
+        storage: Storage = Storage::Full;
         /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
         /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
         /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.

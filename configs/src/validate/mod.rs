@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, TaskKind,
-    TaskSection, Trainable, Vocab,
+    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, Storage,
+    TaskKind, TaskSection, Trainable, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -336,6 +336,19 @@ fn task(config: &Config, check: &mut Check<'_>) {
                 config.backbone.shard
             ),
             "set `backbone.shard = \"none\"`, or train adapters (`task.trainable = \"adapter\"`)",
+        );
+    }
+    if task.trainable == Trainable::All
+        && config.backbone.storage != Storage::Full
+        && !check.refused("task.trainable")
+    {
+        check.conflict(
+            "backbone.storage",
+            format!(
+                "`backbone.storage` is `{}`, but `task.trainable` is `all`: no layer is frozen, and only frozen layers are packed",
+                config.backbone.storage
+            ),
+            "set `backbone.storage = \"full\"`, or train adapters (`task.trainable = \"adapter\"`)",
         );
     }
     for (key, weight) in [
