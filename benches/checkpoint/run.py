@@ -25,7 +25,10 @@ dir = "{run}"
 device = "cpu"
 [data]
 corpus = "{corpus}"
-label = "cell_type"
+label = "plate"
+split_column = "moa-fine"
+train = "mechanism 02"
+valid = "unclear"
 max_len = 33
 [backbone]
 init = "random"
@@ -77,7 +80,7 @@ def main():
     work.mkdir(parents=True, exist_ok=True)
     corpus = work / "corpus"
     if not corpus.exists():
-        run([PROGRAMS / "scpeft-data", "synth", "--cells", 4000, "--output", corpus])
+        run([PROGRAMS / "scpeft-data", "synth", "--cells", 4000, "--genes", 500, "--nonzeros", 100, "--output", corpus])
     steps = options.saves * options.every
     config = work / "config.toml"
     config.write_text(CONFIG.format(run=work / "run", corpus=corpus, steps=steps, every=options.every))

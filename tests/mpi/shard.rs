@@ -160,7 +160,7 @@ fn packed_layers_train_the_same_shared_or_not() {
     assert_refused(
         &refused,
         2,
-        &["backbone.storage: int8 in the checkpoint, full now"],
+        &["backbone.storage: \"int8\" in the checkpoint, \"full\" now"],
     );
     let resumed = resume(&["backbone.storage=int8"]);
     assert!(resumed.status.success(), "{}", text(&resumed.stderr));

@@ -5,12 +5,14 @@ adapter, adapted biases and head come from PEFT alone. Prints what PEFT trained,
 did not find a place for, and the probabilities of each cell with the adapter, without it, and merged.
 """
 import json
+import os
 import pathlib
 import sys
 import warnings
 
 from torch_of_the_build import load
 
+os.environ["HF_HUB_OFFLINE"] = "1"
 torch = load()
 from peft import PeftModel, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -129,7 +131,7 @@ def main():
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
     stored = load_file(adapter / "adapter_model.safetensors")
-    ours = get_peft_model_state_dict(adapted)
+    ours = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     batch = load_file(tokens)
     inputs = batch["genes"].long(), batch["values"]
     with torch.no_grad():

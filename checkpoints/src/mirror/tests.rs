@@ -150,9 +150,9 @@ fn damage_in_the_mirror_is_passed_over() {
         assert!(!other.path(2).exists(), "nothing half fetched");
     };
     spoil("x");
+    spoil("truncated");
     mirror.prune(POLICY).unwrap();
     assert_eq!(steps(&mirror), [1, 2], "2 has not the right size");
-    spoil("truncated");
     mirror.0.delete(&object).unwrap();
     let (_other, other) = folder();
     assert_eq!(mirror.fetch_newer(&other).unwrap(), [1], "missing");

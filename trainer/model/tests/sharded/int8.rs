@@ -37,11 +37,11 @@ fn is_packed(spec: &TensorSpec) -> bool {
     backbone && spec.shape.len() == 2
 }
 
-/// The nearest values that 8 bits and a scale for each row can tell.
-fn rounded(value: &Tensor) -> Tensor {
+/// The nearest values that 8 bits and a scale for each row, both of an f32 matrix, can tell.
+fn rounded(value: &Tensor, full: Kind) -> Tensor {
     let scale = value.abs().amax([1], true) / 127.0;
     let divisor = scale.where_self(&scale.gt(0.0), &scale.ones_like());
-    (value / divisor).round() * scale
+    (value / divisor).round().to_kind(full) * scale.to_kind(full)
 }
 
 fn build(
@@ -68,15 +68,15 @@ fn build(
 #[test]
 fn blocks_in_8_bits_compute_what_their_values_compute_bit_by_bit() {
     tch::set_num_threads(1);
-    let of_rounded = |spec: &TensorSpec| {
-        let value = value(spec);
-        if is_packed(spec) {
-            rounded(&value)
-        } else {
-            value
-        }
-    };
     for precision in [Precision::F32, Precision::Bf16, Precision::F64] {
+        let of_rounded = |spec: &TensorSpec| {
+            let value = value(spec);
+            if is_packed(spec) {
+                rounded(&value, precision.full())
+            } else {
+                value
+            }
+        };
         for (name, adapters) in adapters() {
             let blueprint = blueprint(&adapters);
             let full = |weights: &dyn Fn(&TensorSpec) -> Tensor| {
