@@ -45,6 +45,8 @@ impl Training {
         if let Some(finished) = outputs.saver.poll()? {
             note_save(&self.exporter, &self.watch, &finished);
         }
+        let failures = outputs.saver.mirror_failures();
+        (self.exporter).add(&metrics::CHECKPOINT_FAILURES, &[], failures as f64);
         outputs.reporter.advance(self.cursor.step, report.loss);
         if let Some(reason) = report.skipped {
             outputs.reporter.warn(&format!(
