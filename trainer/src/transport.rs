@@ -25,12 +25,12 @@ struct Parts {
 ///
 /// # Errors
 /// NCCL was asked for and a rank cannot have it, or it fails to form.
-pub(crate) fn on_devices<'a>(
-    world: &'a dyn Collective,
+pub(crate) fn on_devices(
+    world: &dyn Collective,
     observer: Rc<dyn Observer>,
     choice: Transport,
     device: Device,
-) -> Result<Option<NcclWorld<'a>>> {
+) -> Result<Option<NcclWorld<'_>>> {
     let alone = world.topology().world_size == 1;
     if choice == Transport::Mpi || (choice == Transport::Auto && alone) {
         return Ok(None);
@@ -96,7 +96,7 @@ mod tests {
         fn end(&self) {}
     }
 
-    fn choose<'a>(world: &'a dyn Collective, choice: Transport) -> Result<Option<NcclWorld<'a>>> {
+    fn choose(world: &dyn Collective, choice: Transport) -> Result<Option<NcclWorld<'_>>> {
         on_devices(world, Rc::new(Deaf), choice, Device::Cpu)
     }
 
