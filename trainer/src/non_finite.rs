@@ -182,12 +182,12 @@ fn append(path: &Path, step: u64, found: &[(usize, Finding)]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn finding(cause: Cause, cells: usize) -> Option<Finding> {
-        Some(Finding {
+    fn finding(cause: Cause, cells: usize) -> Finding {
+        Finding {
             cause,
             cells,
             cell_ids: vec!["a".into(); cells.min(NAMED)],
-        })
+        }
     }
 
     #[test]
@@ -197,21 +197,28 @@ mod tests {
             strongest(found).into_iter().map(|(rank, _)| rank).collect()
         };
         assert_eq!(
-            ranks(vec![finding(Gradient, 4), finding(Cell, 1), None]),
+            ranks(vec![
+                Some(finding(Gradient, 4)),
+                Some(finding(Cell, 1)),
+                None
+            ]),
             [1]
         );
         assert_eq!(
-            ranks(vec![finding(MicroBatch, 4), finding(Cell, 1)]),
+            ranks(vec![Some(finding(MicroBatch, 4)), Some(finding(Cell, 1))]),
             [0, 1]
         );
-        assert_eq!(ranks(vec![finding(Gradient, 4), finding(Gradient, 0)]), [0]);
+        assert_eq!(
+            ranks(vec![Some(finding(Gradient, 4)), Some(finding(Gradient, 0))]),
+            [0]
+        );
     }
 
     #[test]
     fn steps_are_added_to_the_list() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
-        let one = |cells| vec![(2, finding(Cause::Cell, cells).unwrap())];
+        let one = |cells| vec![(2, finding(Cause::Cell, cells))];
         append(&path, 7, &one(1)).unwrap();
         append(&path, 8, &one(1)).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
