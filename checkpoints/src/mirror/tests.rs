@@ -1,3 +1,5 @@
+mod cut;
+
 use object_store::memory::InMemory;
 use object_store::path::Path as Location;
 use scpeft_store::Client;
