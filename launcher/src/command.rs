@@ -266,7 +266,8 @@ fn srun(request: &Request, around: &Surroundings) -> Result<Vec<OsString>, Comma
     Ok(words)
 }
 
-fn quote(word: &OsStr) -> String {
+/// A word as one types it in a POSIX shell.
+pub(crate) fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

@@ -4,7 +4,8 @@
 //! [`training`] read parts of it. [`session`] is a run from its first start to its last end:
 //! [`supervise`] starts a command line, passes stop requests on and bounds how long they may take;
 //! [`policy`] decides whether to start again; [`relay`] and [`diagnosis`] explain an end. [`guard`]
-//! stands around each rank and tells [`server`], which keeps the [`board`]. Nothing here links MPI
+//! stands around each rank and tells [`server`], which keeps the [`board`]. [`render`] writes files for
+//! schedulers instead of starting anything. Nothing here links MPI
 //! or libtorch, so the launcher starts in milliseconds.
 
 pub mod board;
@@ -17,6 +18,7 @@ pub mod guard;
 pub mod hosts;
 pub mod policy;
 pub mod relay;
+pub mod render;
 pub mod server;
 pub mod session;
 pub mod supervise;

@@ -34,6 +34,10 @@ pub struct Session {
     pub grace: Duration,
     /// Whether ranks may be on other hosts.
     pub reach: Reach,
+    /// Where ranks on other hosts find us, instead of our host name.
+    pub advertise: Option<String>,
+    /// Whether a scheduler starts a preempted run again itself.
+    pub scheduled: bool,
 }
 
 impl Session {
@@ -43,9 +47,12 @@ impl Session {
     /// When nothing can be started or listened to, for reasons other than the run's.
     pub async fn run(mut self, say: fn(&str)) -> anyhow::Result<i32> {
         let mut requests = Requests::open().context("cannot listen for signals")?;
-        let server = Server::open(self.reach, self.request.ranks)
+        let mut server = Server::open(self.reach, self.request.ranks)
             .await
             .context("cannot listen for the heartbeats of the ranks")?;
+        if let Some(host) = &self.advertise {
+            server.advertise(host);
+        }
         let run_dir = self
             .training
             .as_ref()
@@ -55,6 +62,9 @@ impl Session {
             say,
         };
         let mut restarts = Restarts::new(self.max_restarts, self.reached(&Board::default()));
+        if self.scheduled {
+            restarts = restarts.under_scheduler();
+        }
         loop {
             let line = CommandLine::new(&self.request, &self.around)?;
             log.event("start", &[("ranks", self.request.ranks.into())]);

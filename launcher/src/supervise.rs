@@ -3,7 +3,7 @@
 //! The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches the ranks as SIGUSR1: "save and leave".
 //! SIGTERM would not do: `mpirun` answers it by killing the ranks a second later, and raising that
 //! limit delays the report of *every* failure, since `mpirun` sleeps through it twice. A second
-//! SIGTERM or SIGINT, or the end of the grace period, is a hard stop.
+//! SIGTERM or SIGINT a second or more later, or the end of the grace period, is a hard stop.
 
 use crate::command::CommandLine;
 use std::io;
@@ -16,6 +16,10 @@ use tokio::time::{Instant, sleep_until};
 /// How long a hard stop may take before the processes are killed outright. `mpirun` itself needs
 /// two seconds to put its ranks away.
 const HARD_STOP: Duration = Duration::from_secs(10);
+
+/// Whoever stops us may send one request twice, to the group and to its leader, as `timeout` does.
+/// Only a second one that comes later than this is meant: do not wait for the save.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 
 /// How far a stop has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +70,14 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
         (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
         (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
         (phase, _) => (phase, None),
+    }
+}
+
+/// What an event means when the ranks were asked `asked` ago: the echo of a request is a mere notice.
+fn meant(event: Event, asked: Option<Duration>) -> Event {
+    match (event, asked) {
+        (Event::Stop, Some(asked)) if asked < IMPATIENCE => Event::Notice,
+        (event, _) => event,
     }
 }
 
@@ -138,6 +150,7 @@ pub async fn run(
 
     let mut phase = Phase::Running;
     let mut deadline: Option<Instant> = None;
+    let mut asked: Option<Instant> = None;
     loop {
         let event = tokio::select! {
             status = child.wait() => {
@@ -149,9 +162,11 @@ pub async fn run(
                 Event::Deadline
             }
         };
+        let event = meant(event, asked.map(|asked| asked.elapsed()));
         let (next, action) = advance(phase, event, grace);
         phase = next;
         if let Some(Action { signal, wait }) = action {
+            asked.get_or_insert_with(Instant::now);
             say(&announce(phase, grace));
             deadline = wait.map(|wait| Instant::now() + wait);
             // To the child's process group, as `mpirun` itself does with each rank: a wrapper script
@@ -238,6 +253,16 @@ mod tests {
             signals(&[Event::Notice, Event::Deadline, Event::Deadline]),
             ladder
         );
+    }
+
+    #[test]
+    fn the_echo_of_a_request_is_no_second_one() {
+        let millis = |n| Some(Duration::from_millis(n));
+        assert_eq!(meant(Event::Stop, None), Event::Stop);
+        assert_eq!(meant(Event::Stop, millis(0)), Event::Notice);
+        assert_eq!(meant(Event::Stop, millis(999)), Event::Notice);
+        assert_eq!(meant(Event::Stop, millis(1000)), Event::Stop);
+        assert_eq!(meant(Event::Deadline, millis(0)), Event::Deadline);
     }
 
     #[test]

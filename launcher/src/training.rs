@@ -31,18 +31,25 @@ fn is_command(word: &OsStr, commands: &[&str]) -> bool {
     commands.iter().any(|command| word == *command)
 }
 
+/// Whether a command is `scpeft-train` that trains, as its words tell.
+pub fn trains(command: &[OsString]) -> bool {
+    let Some((program, arguments)) = command.split_first() else {
+        return false;
+    };
+    let ours = Path::new(program)
+        .file_name()
+        .is_some_and(|name| name == PROGRAM);
+    ours && arguments.first().is_some_and(|first| {
+        is_command(first, &["run"]) || first.as_encoded_bytes().starts_with(b"-")
+    })
+}
+
 impl Training {
     /// Reads a command; `None` when it trains nothing or its configuration is wrong: then the
     /// program itself will say so.
     pub fn of(command: &[OsString]) -> Option<Self> {
-        let (program, arguments) = command.split_first()?;
-        if Path::new(program).file_name()? != PROGRAM {
-            return None;
-        }
-        let trains = arguments.first().is_some_and(|first| {
-            is_command(first, &["run"]) || first.as_encoded_bytes().starts_with(b"-")
-        });
-        if !trains {
+        let (_, arguments) = command.split_first()?;
+        if !trains(command) {
             return None;
         }
         let config = values(arguments, "--config").pop();

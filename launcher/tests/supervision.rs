@@ -289,6 +289,37 @@ fn a_run_that_was_asked_to_stop_saves_and_stays_stopped() {
     assert_eq!(stage.events(), ["start", "stop"]);
 }
 
+/// `timeout` signals the group and its leader: the launcher hears one request twice.
+#[test]
+fn a_request_that_comes_twice_at_once_is_one() {
+    let stage = Stage::new(
+        "trap 'sleep 0.3; leave saved; until [ -e $here/saved.0 -a -e $here/saved.$last ]; do sleep 0.02; done; exit 85' USR1
+         forever",
+    );
+    let running = stage.start(2, &[]);
+    running.pids(2);
+    for signal in ["-INT", "-INT", "-TERM"] {
+        running.signal(signal);
+    }
+    assert_eq!(running.end(), Some(85), "{}", stage.read("stderr"));
+    let stderr = stage.read("stderr");
+    assert!(!stderr.contains("without waiting"), "{stderr}");
+    assert!(stage.path("saved.0").exists() && stage.path("saved.1").exists());
+}
+
+#[test]
+fn a_second_request_a_second_later_stops_at_once() {
+    let stage = Stage::new("trap '' USR1; trap 'exit 9' TERM; forever");
+    let running = stage.start(2, &[]);
+    running.pids(2);
+    running.signal("-INT");
+    std::thread::sleep(Duration::from_millis(1100));
+    running.signal("-INT");
+    assert!(running.end().is_some_and(|code| code != 85 && code != 0));
+    let stderr = stage.read("stderr");
+    assert!(stderr.contains("without waiting"), "{stderr}");
+}
+
 #[test]
 fn a_stop_request_ends_the_pause_before_a_restart() {
     let stage = Stage::new("exit 75");

@@ -1,4 +1,5 @@
-//! A cluster of Slurm on this machine runs the sbatch script that we ship: the run is told to stop,
+//! A cluster of Slurm on this machine runs the sbatch script that we ship, whose launcher starts the
+//! ranks through srun: the run is told to stop,
 //! queued again, resumes, and ends in the same adapter as one that nobody disturbed.
 
 #![allow(clippy::unwrap_used)]
@@ -9,7 +10,9 @@ use std::process::{Command, Stdio};
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::monitoring::deploy;
-use scpeft_tests::train::{Lab, adapter_bytes, logged_lines, loss_curve, text, wait_until};
+use scpeft_tests::train::{
+    Lab, adapter_bytes, events, logged_lines, loss_curve, text, wait_until,
+};
 
 /// Three daemons with a configuration, ports and state of their own. Ended with the test.
 struct Cluster {
@@ -153,8 +156,8 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
             &format!("--chdir={}", folder.path().display()),
             &format!("--output={}", log.display()),
             &format!(
-                "--export=ALL,SCPEFT_TRAIN={}",
-                scpeft_tests::binary("scpeft-train").display()
+                "--export=ALL,SCPEFT_LAUNCH={}",
+                scpeft_tests::binary("scpeft-launch").display()
             ),
             &script,
             "--config",
@@ -172,8 +175,8 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
     wait_until("the job has taken twenty steps", || {
         logged_lines(&preempted) >= 20
     });
-    // What `#SBATCH --signal=USR1@180` sends three minutes before the end: to the ranks alone.
-    cluster.ask("scancel", &["--signal=USR1", job]);
+    // What `#SBATCH --signal=B:USR1@180` sends three minutes before the end: to the script alone.
+    cluster.ask("scancel", &["--batch", "--signal=USR1", job]);
     wait_until("the job is queued again", || {
         cluster.field(job, "Restarts") == "1"
     });
@@ -203,6 +206,12 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
     assert_eq!(cluster.field(job, "JobState"), "COMPLETED", "{}", said());
     // One file holds the output of both starts.
     assert!(said().contains("resumed at step"), "{}", said());
+    // The launcher started both ranks through srun, each with a log of its own.
+    for rank in 0..2 {
+        let log = preempted.join(format!("logs/rank-0000{rank}.log"));
+        assert!(log.metadata().unwrap().len() > 0, "{}", log.display());
+    }
+    assert_eq!(events(&preempted), ["start", "stop", "start", "done"]);
     assert_eq!(loss_curve(&preempted), loss_curve(&undisturbed));
     assert!(adapter_bytes(&preempted) == adapter_bytes(&undisturbed));
 }
