@@ -308,19 +308,6 @@ fn a_request_that_comes_twice_at_once_is_one() {
 }
 
 #[test]
-fn a_second_request_a_second_later_stops_at_once() {
-    let stage = Stage::new("trap '' USR1; trap 'exit 9' TERM; forever");
-    let running = stage.start(2, &[]);
-    running.pids(2);
-    running.signal("-INT");
-    std::thread::sleep(Duration::from_millis(1100));
-    running.signal("-INT");
-    assert!(running.end().is_some_and(|code| code != 85 && code != 0));
-    let stderr = stage.read("stderr");
-    assert!(stderr.contains("without waiting"), "{stderr}");
-}
-
-#[test]
 fn a_stop_request_ends_the_pause_before_a_restart() {
     let stage = Stage::new("exit 75");
     let running = stage.start(1, &["--max-restarts", "9"]);

@@ -10,9 +10,7 @@ use std::process::{Command, Stdio};
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::monitoring::deploy;
-use scpeft_tests::train::{
-    Lab, adapter_bytes, events, logged_lines, loss_curve, text, wait_until,
-};
+use scpeft_tests::train::{Lab, adapter_bytes, events, logged_lines, loss_curve, text, wait_until};
 
 /// Three daemons with a configuration, ports and state of their own. Ended with the test.
 struct Cluster {
