@@ -1,0 +1,13 @@
+"""Reads `metrics.csv` with pandas and prints, for each split and metric, its steps and values."""
+
+import json
+import sys
+
+import pandas as pd
+
+table = pd.read_csv(sys.argv[1])
+assert str(table["value"].dtype) == "float64", table.dtypes
+found = {}
+for (split, metric), rows in table.groupby(["split", "metric"]):
+    found[f"{split}/{metric}"] = list(zip(rows["step"].tolist(), rows["value"].tolist()))
+json.dump(found, sys.stdout)
