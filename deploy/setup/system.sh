@@ -38,6 +38,7 @@ if [ "${1:-}" = test ]; then
     want prometheus has promtool prometheus
     want slurm-wlm has sbatch srun slurmctld slurmd
     want munge has munged
+    want iproute2 has ip
 fi
 if ! has cargo >/dev/null; then want curl has curl; fi
 if ! find_python 10 venv ensurepip >/dev/null; then missing+=(python3 python3-pip python3-venv); fi

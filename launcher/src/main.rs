@@ -88,6 +88,15 @@ struct StartArguments {
     #[arg(long, value_name = "HOST")]
     advertise: Option<String>,
 
+    /// Seconds after which a host of which nothing is heard counts as cut off
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(15..=86_400))]
+    host_timeout_secs: u64,
+
+    /// Go on without hosts that were cut off, where the ranks that are left can share out the batch
+    #[arg(long)]
+    allow_shrink: bool,
+
     /// Seconds that the ranks have to save after a stop request
     #[arg(long, value_name = "SECONDS", default_value_t = 120,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -141,6 +150,7 @@ fn main() -> ExitCode {
         let of_the_user = error.is::<CommandError>()
             || error.is::<HostsError>()
             || error.is::<NoCount>()
+            || error.is::<NoHosts>()
             || error.is::<RenderError>();
         if of_the_user {
             exit::CONFIG
@@ -164,12 +174,20 @@ fn print(rendered: Result<String, RenderError>) -> anyhow::Result<i32> {
 )]
 struct NoCount;
 
+/// Nothing to leave out.
+#[derive(Debug, thiserror::Error)]
+#[error("`--allow-shrink` needs `--hosts` or `--hostfile`: only named hosts can be left out")]
+struct NoHosts;
+
 fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
     let hosts = match (&arguments.hosts, &arguments.hostfile) {
         (Some(list), _) => hosts::parse_list(list)?,
         (None, Some(file)) => hosts::read_file(file)?,
         (None, None) => Vec::new(),
     };
+    if arguments.allow_shrink && hosts.is_empty() {
+        return Err(NoHosts.into());
+    }
     let slurm = Slurm::of_this_process();
     let ranks = ranks(&arguments, &hosts, slurm).ok_or(NoCount)?;
     let via = arguments.via.unwrap_or(match slurm {
@@ -203,6 +221,8 @@ fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
         grace: Duration::from_secs(arguments.grace_secs),
         reach,
         advertise: arguments.advertise,
+        host_timeout: Duration::from_secs(arguments.host_timeout_secs),
+        allow_shrink: arguments.allow_shrink,
         scheduled: slurm.is_some(),
     };
     let line = CommandLine::new(&session.request, &session.around)?;

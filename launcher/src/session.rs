@@ -6,12 +6,14 @@ use crate::command::{CommandLine, Request, Surroundings};
 use crate::diagnosis::likely_cause;
 use crate::events::Events;
 use crate::guard::log_name;
+use crate::lost::{self, Silent};
 use crate::policy::{Decision, Ending, Reached, Restarts};
 use crate::relay::Outcome;
 use crate::server::{Reach, Server};
 use crate::supervise::{self, Ended, Requests};
 use crate::training::{Training, resumed};
 use anyhow::Context as _;
+use scpeft_protocol::exit;
 use scpeft_protocol::heartbeat::{ADDRESS_VARIABLE, TOKEN_VARIABLE};
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -36,6 +38,10 @@ pub struct Session {
     pub reach: Reach,
     /// Where ranks on other hosts find us, instead of our host name.
     pub advertise: Option<String>,
+    /// How long a host may be silent before it counts as cut off.
+    pub host_timeout: Duration,
+    /// Whether a run may go on without the hosts that were cut off.
+    pub allow_shrink: bool,
     /// Whether a scheduler starts a preempted run again itself.
     pub scheduled: bool,
 }
@@ -68,11 +74,15 @@ impl Session {
         loop {
             let line = CommandLine::new(&self.request, &self.around)?;
             log.event("start", &[("ranks", self.request.ranks.into())]);
-            let ended = self.attempt(&line, &server, &mut requests, say).await?;
+            let (ended, cut_off) = self.attempt(&line, &server, &mut requests, say).await?;
             let ending = {
                 let board = server.board();
+                let code = match cut_off.is_empty() {
+                    true => log.ended(ended, &board),
+                    false => log.cut_off(&cut_off),
+                };
                 Ending {
-                    code: log.ended(ended, &board),
+                    code,
                     stop_requested: ended.stop_requested,
                     started: board.has_started(),
                     reached: self.reached(&board),
@@ -86,6 +96,9 @@ impl Session {
                     return Ok(code);
                 }
                 Decision::Restart { after } => {
+                    if self.allow_shrink && !cut_off.is_empty() && !self.shrink(&cut_off, &log) {
+                        return Ok(code);
+                    }
                     log.restart(after, ending.reached);
                     tokio::select! {
                         () = tokio::time::sleep(after) => {}
@@ -109,24 +122,61 @@ impl Session {
         server: &Server,
         requests: &mut Requests,
         say: fn(&str),
-    ) -> anyhow::Result<Ended> {
+    ) -> anyhow::Result<(Ended, Vec<Silent>)> {
         server.begin_attempt();
+        let mut cut_off = Vec::new();
+        let watch = async {
+            match self.reach {
+                Reach::Machine => std::future::pending().await,
+                Reach::Network => {
+                    cut_off = lost::watch(server, &self.request, self.host_timeout).await;
+                }
+            }
+        };
         let environment = [
             (ADDRESS_VARIABLE, server.address.to_string()),
             (TOKEN_VARIABLE, server.token.clone()),
         ];
-        let ended = supervise::run(line, &environment, self.grace, requests, say)
+        let ended = supervise::run(line, &environment, self.grace, requests, watch, say)
             .await
             .with_context(|| format!("cannot run `{}`", line.program.display()))?;
         // What guards said last may still be in their sockets.
         let deadline = Instant::now() + LAST_WORDS;
         while !ended.status.success()
+            && cut_off.is_empty()
             && server.board().first_failure().is_none()
             && Instant::now() < deadline
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(ended)
+        Ok((ended, cut_off))
+    }
+
+    /// Leaves the hosts out that were cut off, if the run can go on without them.
+    fn shrink(&mut self, cut_off: &[Silent], log: &Log) -> bool {
+        let Some(training) = &self.training else {
+            return false;
+        };
+        let request = &mut self.request;
+        match lost::shrink(&request.hosts, cut_off, request.ranks, training.batch) {
+            Ok((hosts, ranks)) => {
+                (log.say)(&format!(
+                    "going on without {}: {ranks} ranks instead of {}",
+                    names(cut_off),
+                    request.ranks
+                ));
+                log.event("shrink", &[("ranks", ranks.into())]);
+                (request.hosts, request.ranks) = (hosts, ranks);
+                true
+            }
+            Err(reason) => {
+                (log.say)(&format!(
+                    "cannot go on without {}: {reason}",
+                    names(cut_off)
+                ));
+                false
+            }
+        }
     }
 
     fn reached(&self, board: &Board) -> Reached {
@@ -190,6 +240,21 @@ impl Log {
         bye.code
     }
 
+    /// Tells which hosts were cut off, and returns the exit code for that.
+    fn cut_off(&self, cut_off: &[Silent]) -> i32 {
+        for silent in cut_off {
+            (self.say)(&silent.tell());
+            let fields = [
+                ("host", silent.host.as_str().into()),
+                ("ranks", silent.ranks.as_slice().into()),
+                ("silent_seconds", silent.silence.as_secs().into()),
+                ("code", exit::HANG.into()),
+            ];
+            self.event("cut-off", &fields);
+        }
+        exit::HANG
+    }
+
     fn give_up(&self, restarts: u32) {
         (self.say)(&format!(
             "given up: started again {restarts} times without coming any further"
@@ -210,6 +275,11 @@ impl Log {
         ];
         self.event("restart", &fields);
     }
+}
+
+fn names(cut_off: &[Silent]) -> String {
+    let names: Vec<&str> = cut_off.iter().map(|silent| silent.host.as_str()).collect();
+    names.join(", ")
 }
 
 /// The first rank that failed, its likely cause and its last lines.

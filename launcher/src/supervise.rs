@@ -40,6 +40,8 @@ enum Event {
     Stop,
     /// SIGUSR1 arrived: the scheduler's notice that the time is nearly up.
     Notice,
+    /// A part of the ranks is out of reach: the others can neither go on nor save.
+    Lost,
     /// The present phase has lasted as long as it may.
     Deadline,
 }
@@ -67,7 +69,8 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
     };
     match (phase, event) {
         (Phase::Running, Event::Stop | Event::Notice) => (Phase::Asked, Some(ask)),
-        (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
+        (Phase::Running, Event::Lost)
+        | (Phase::Asked, Event::Stop | Event::Lost | Event::Deadline) => (Phase::Told, Some(tell)),
         (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
         (phase, _) => (phase, None),
     }
@@ -129,7 +132,8 @@ pub struct Ended {
 }
 
 /// Starts `line` with `environment` added to ours and waits for its end, giving the ranks `grace`
-/// to save after a stop request. `say` receives one line for each step of a stop.
+/// to save after a stop request. When `lost` comes to pass, the ranks are stopped at once. `say` receives
+/// one line for each step of a stop.
 ///
 /// # Errors
 /// When the process cannot be started or waited for.
@@ -138,6 +142,7 @@ pub async fn run(
     environment: &[(&str, String)],
     grace: Duration,
     requests: &mut Requests,
+    lost: impl Future<Output = ()>,
     mut say: impl FnMut(&str),
 ) -> io::Result<Ended> {
     let mut command = prepare(line);
@@ -151,17 +156,24 @@ pub async fn run(
     let mut phase = Phase::Running;
     let mut deadline: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
+    let mut stop_requested = false;
+    let mut lost = std::pin::pin!(lost);
+    let mut is_lost = false;
     loop {
         let event = tokio::select! {
             status = child.wait() => {
-                let stop_requested = phase != Phase::Running;
                 return status.map(|status| Ended { status, stop_requested });
+            }
+            () = &mut lost, if !is_lost => {
+                is_lost = true;
+                Event::Lost
             }
             event = requests.next() => event,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 Event::Deadline
             }
         };
+        stop_requested |= matches!(event, Event::Stop | Event::Notice);
         let event = meant(event, asked.map(|asked| asked.elapsed()));
         let (next, action) = advance(phase, event, grace);
         phase = next;
@@ -263,6 +275,16 @@ mod tests {
         assert_eq!(meant(Event::Stop, millis(999)), Event::Notice);
         assert_eq!(meant(Event::Stop, millis(1000)), Event::Stop);
         assert_eq!(meant(Event::Deadline, millis(0)), Event::Deadline);
+    }
+
+    #[test]
+    fn when_some_are_lost_the_others_are_not_asked_to_save() {
+        let hard = [libc::SIGTERM, libc::SIGKILL];
+        assert_eq!(signals(&[Event::Lost, Event::Deadline]), hard);
+        assert_eq!(
+            signals(&[Event::Notice, Event::Lost, Event::Lost]),
+            [libc::SIGUSR1, libc::SIGTERM]
+        );
     }
 
     #[test]

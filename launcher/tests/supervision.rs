@@ -406,7 +406,7 @@ fn a_dry_run_and_refusals_start_nothing() {
     let (code, stdout, stderr) = launch(&["--hosts", "n1:2,n2", "--dry-run"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(
-        stdout.contains("/mpirun -n 3 --bind-to none --host n1:2,n2:1 "),
+        stdout.contains("/mpirun -n 3 --bind-to none --host n1:2,n2:1 --map-by slot "),
         "{stdout}"
     );
     assert!(stdout.contains("/scpeft-launch rank --logs "), "{stdout}");
@@ -424,6 +424,8 @@ fn a_dry_run_and_refusals_start_nothing() {
             &["--via", "srun", "--hosts", "n1:2"],
             "hosts cannot be named with `srun`",
         ),
+        (&["--allow-shrink", "-n", "2"], "needs `--hosts`"),
+        (&["--host-timeout-secs", "14"], "14 is not in 15.."),
         (&[], "--ranks <N>"),
     ] {
         let (code, stdout, stderr) = launch(arguments);
