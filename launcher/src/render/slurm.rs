@@ -36,6 +36,8 @@ done
 
 const REQUEUE: &str = r#"
 requeue() {
+    # What ends this start must end this script too.
+    trap - USR1 TERM
     echo "scpeft: exit code $status, queued again (start $((${SLURM_RESTART_COUNT:-0} + 2)))"
     scontrol requeue "$SLURM_JOB_ID" && exec sleep 60
     exit "$status"
