@@ -100,6 +100,7 @@ impl Plan {
             tokens,
             passes: micro_batches,
             tail: tail_len(draft.task.as_ref(), blueprint.inputs.norm, d_model as usize),
+            averaged: config.train.ema_decay > 0.0,
             keeps_probabilities: settings::dropout(config, Device::Cpu).attention > 0.0,
             loader_cells: (
                 config.data.prefetch_steps * config.train.batch_cells.div_ceil(ranks),
