@@ -130,6 +130,9 @@ impl Session {
                 Reach::Machine => std::future::pending().await,
                 Reach::Network => {
                     cut_off = lost::watch(server, &self.request, self.host_timeout).await;
+                    for silent in &cut_off {
+                        say(&silent.tell());
+                    }
                 }
             }
         };
@@ -161,7 +164,7 @@ impl Session {
         match lost::shrink(&request.hosts, cut_off, request.ranks, training.batch) {
             Ok((hosts, ranks)) => {
                 (log.say)(&format!(
-                    "going on without {}: {ranks} ranks instead of {}",
+                    "going on without {}, with {ranks} of {} ranks",
                     names(cut_off),
                     request.ranks
                 ));
@@ -240,10 +243,9 @@ impl Log {
         bye.code
     }
 
-    /// Tells which hosts were cut off, and returns the exit code for that.
+    /// Records which hosts were cut off, and returns the exit code for that.
     fn cut_off(&self, cut_off: &[Silent]) -> i32 {
         for silent in cut_off {
-            (self.say)(&silent.tell());
             let fields = [
                 ("host", silent.host.as_str().into()),
                 ("ranks", silent.ranks.as_slice().into()),

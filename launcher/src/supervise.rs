@@ -69,8 +69,9 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
     };
     match (phase, event) {
         (Phase::Running, Event::Stop | Event::Notice) => (Phase::Asked, Some(ask)),
-        (Phase::Running, Event::Lost)
-        | (Phase::Asked, Event::Stop | Event::Lost | Event::Deadline) => (Phase::Told, Some(tell)),
+        (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
+        // `mpirun` would wait for an answer of the lost ones.
+        (Phase::Running | Phase::Asked | Phase::Told, Event::Lost) => (Phase::Killed, Some(kill)),
         (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
         (phase, _) => (phase, None),
     }
@@ -198,7 +199,7 @@ fn announce(phase: Phase, grace: Duration) -> String {
             grace.as_secs()
         ),
         Phase::Told => "stopping the ranks without waiting for them to save".into(),
-        Phase::Killed => "killing what is left of the run".into(),
+        Phase::Killed => "ending what is left of the run".into(),
     }
 }
 
@@ -279,11 +280,10 @@ mod tests {
 
     #[test]
     fn when_some_are_lost_the_others_are_not_asked_to_save() {
-        let hard = [libc::SIGTERM, libc::SIGKILL];
-        assert_eq!(signals(&[Event::Lost, Event::Deadline]), hard);
+        assert_eq!(signals(&[Event::Lost, Event::Stop]), [libc::SIGKILL]);
         assert_eq!(
-            signals(&[Event::Notice, Event::Lost, Event::Lost]),
-            [libc::SIGUSR1, libc::SIGTERM]
+            signals(&[Event::Notice, Event::Lost, Event::Deadline]),
+            [libc::SIGUSR1, libc::SIGKILL]
         );
     }
 

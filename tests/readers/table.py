@@ -5,7 +5,8 @@ import sys
 
 import pandas as pd
 
-table = pd.read_csv(sys.argv[1])
+# The default of pandas is faster and may miss the last bit.
+table = pd.read_csv(sys.argv[1], float_precision="round_trip")
 assert str(table["value"].dtype) == "float64", table.dtypes
 found = {}
 for (split, metric), rows in table.groupby(["split", "metric"]):

@@ -81,13 +81,13 @@ impl Hosts {
         ip(&["-n", &self.name(host), "link", "set", "e0", "down"]);
     }
 
-    /// Processes in the namespace of a host.
-    pub fn processes(&self, host: usize) -> usize {
-        let output = Command::new("ip")
-            .args(["netns", "pids", &self.name(host)])
-            .output();
-        let output = output.expect("ip; `make setup-test` installs it");
-        String::from_utf8_lossy(&output.stdout).lines().count()
+    /// Names of our programs that run on a host.
+    pub fn programs(&self, host: usize) -> Vec<String> {
+        let names = processes(&self.name(host))
+            .into_iter()
+            .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+        let ours = names.filter(|name| name.starts_with("scpeft-"));
+        ours.map(|name| name.trim().to_owned()).collect()
     }
 
     /// `agent HOST COMMAND…` in the place of ssh.
@@ -115,11 +115,28 @@ impl Drop for Hosts {
                 .status();
         };
         for host in 0..self.count {
+            // The daemon of `mpirun` on a host that was cut off has not noticed.
+            for pid in processes(&self.name(host)) {
+                let _ = Command::new("kill")
+                    .args(["-KILL", &pid])
+                    .stderr(Stdio::null())
+                    .status();
+            }
             // The ends of its cable go with it.
             quiet(&["netns", "del", &self.name(host)]);
         }
         quiet(&["link", "del", &self.bridge]);
     }
+}
+
+/// Process ids in a namespace.
+fn processes(name: &str) -> Vec<String> {
+    let output = Command::new("ip").args(["netns", "pids", name]).output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    text.unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn ip(arguments: &[&str]) {
