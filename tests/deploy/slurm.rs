@@ -63,6 +63,12 @@ impl Cluster {
         text(&output.stdout)
     }
 
+    /// What the daemons say.
+    fn logs(&self) -> String {
+        let read = |name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        ["slurmctld.log", "slurmd.log"].map(read).concat()
+    }
+
     /// The value of a field of a job, such as `JobState`.
     fn field(&self, job: &str, name: &str) -> String {
         let shown = self.ask("scontrol", &["show", "job", job]);
@@ -189,7 +195,9 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
         said()
     );
 
-    // Slurm lets a job wait for two minutes after that; an operator need not.
+    // Slurm lets a job wait for two minutes after that; an operator need not. But slurmd refuses a start
+    // in the very second in which the one before was ended.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     wait_until("the job ends", || {
         let state = cluster.field(job, "JobState");
         if state == "PENDING" {
@@ -201,7 +209,14 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
             "PENDING" | "RUNNING" | "COMPLETING" | "CONFIGURING"
         )
     });
-    assert_eq!(cluster.field(job, "JobState"), "COMPLETED", "{}", said());
+    assert_eq!(
+        cluster.field(job, "JobState"),
+        "COMPLETED",
+        "{}\n{}\n{}",
+        said(),
+        cluster.ask("scontrol", &["show", "job", job]),
+        cluster.logs()
+    );
     // One file holds the output of both starts.
     assert!(said().contains("resumed at step"), "{}", said());
     // The launcher started both ranks through srun, each with a log of its own; rank 1 has little to say.
