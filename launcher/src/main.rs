@@ -5,10 +5,12 @@ use clap::{Args, Parser, Subcommand};
 use scpeft_launcher::command::{CommandError, CommandLine, Guard, Request, Surroundings, Via};
 use scpeft_launcher::guard;
 use scpeft_launcher::hosts::{self, Host, HostsError};
+use scpeft_launcher::page;
 use scpeft_launcher::render::{self, RenderError};
 use scpeft_launcher::server::Reach;
 use scpeft_launcher::session::Session;
 use scpeft_launcher::training::{Training, with_program};
+use scpeft_launcher::view;
 use scpeft_protocol::exit;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -60,6 +62,15 @@ enum Mode {
     Slurm(Box<render::slurm::Slurm>),
     /// Write Kubernetes manifests: an MPIJob or an Indexed Job, and what Prometheus scrapes
     Kubernetes(Box<render::kubernetes::Kubernetes>),
+    /// Serve the page of a run from its directory, also after the run has ended
+    View {
+        /// The run directory
+        #[arg(value_name = "RUN")]
+        run: PathBuf,
+        /// Where to serve it; a port that is taken is replaced by a free one
+        #[arg(long, value_name = "HOST:PORT", default_value = page::LISTEN)]
+        listen: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +118,11 @@ struct StartArguments {
     #[arg(long, value_name = "N")]
     max_restarts: Option<u32>,
 
+    /// Where to serve the page of a training run, or `none`; a port that is taken is replaced by a
+    /// free one
+    #[arg(long, value_name = "HOST:PORT", default_value = page::LISTEN)]
+    listen: String,
+
     /// Print the command line that would be run, and stop
     #[arg(long)]
     dry_run: bool,
@@ -143,6 +159,10 @@ fn main() -> ExitCode {
             mode: Some(Mode::Kubernetes(asked)),
             ..
         } => print(render::kubernetes::with_config(&asked)),
+        Cli {
+            mode: Some(Mode::View { run, listen }),
+            ..
+        } => view::run(&run, &listen, say),
         Cli { start, .. } => launch(start),
     };
     let code = result.unwrap_or_else(|error| {
@@ -151,7 +171,9 @@ fn main() -> ExitCode {
             || error.is::<HostsError>()
             || error.is::<NoCount>()
             || error.is::<NoHosts>()
-            || error.is::<RenderError>();
+            || error.is::<RenderError>()
+            || error.is::<page::PageError>()
+            || error.is::<view::NoRun>();
         if of_the_user {
             exit::CONFIG
         } else {
@@ -224,6 +246,10 @@ fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
         host_timeout: Duration::from_secs(arguments.host_timeout_secs),
         allow_shrink: arguments.allow_shrink,
         scheduled: slurm.is_some(),
+        listen: match arguments.listen.as_str() {
+            "none" => None,
+            listen => Some(page::resolve(listen)?),
+        },
     };
     let line = CommandLine::new(&session.request, &session.around)?;
     if arguments.dry_run {
