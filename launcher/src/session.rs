@@ -7,7 +7,7 @@ use crate::diagnosis::likely_cause;
 use crate::events::Events;
 use crate::guard::log_name;
 use crate::lost::{self, Silent};
-use crate::page::{Live, Page};
+use crate::page::{Live, Page, Planner};
 use crate::policy::{Decision, Ending, Reached, Restarts};
 use crate::relay::Outcome;
 use crate::server::{Reach, Server};
@@ -203,6 +203,7 @@ impl Session {
             ranks: server.ranks(),
             world_size: self.request.ranks,
             asker: requests.asker(),
+            planner: Planner::of(&self.request, &self.around),
         };
         match Page::of_run(self.listen?, run_dir, live) {
             // The token is for the one who sits there; what is not a terminal may be a file that

@@ -101,6 +101,7 @@ fn a_run_is_watched_saved_and_stopped_from_the_page() {
             .text("settings")
             .contains("https://[hidden]@store/cells")
     );
+    browser.until("document.getElementById('plan').innerText.includes('3.4 GiB')");
     assert!(browser.text("plan").contains("1,326,866"));
     assert_eq!(
         browser.value("document.querySelectorAll('#charts polyline').length"),
