@@ -139,9 +139,10 @@ impl Server {
             && let Some((_, port)) = address.rsplit_once(':')
         {
             // An IPv6 address has colons of its own.
-            *address = match host.contains(':') {
-                true => format!("[{host}]:{port}"),
-                false => format!("{host}:{port}"),
+            *address = if host.contains(':') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
             };
         }
     }

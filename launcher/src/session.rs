@@ -86,9 +86,10 @@ impl Session {
             let (ended, cut_off) = self.attempt(&line, &server, &mut requests, say).await?;
             let ending = {
                 let board = server.board();
-                let code = match cut_off.is_empty() {
-                    true => log.ended(ended, &board),
-                    false => log.cut_off(&cut_off),
+                let code = if cut_off.is_empty() {
+                    log.ended(ended, &board)
+                } else {
+                    log.cut_off(&cut_off)
                 };
                 Ending {
                     code,

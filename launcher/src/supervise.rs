@@ -73,9 +73,9 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
     match (phase, event) {
         (Phase::Running, Event::Stop | Event::Notice) => (Phase::Asked, Some(ask)),
         (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
-        // `mpirun` would wait for an answer of the lost ones.
-        (Phase::Running | Phase::Asked | Phase::Told, Event::Lost) => (Phase::Killed, Some(kill)),
-        (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
+        // When some are lost, `mpirun` would wait for their answer.
+        (Phase::Told, Event::Stop | Event::Deadline)
+        | (Phase::Running | Phase::Asked | Phase::Told, Event::Lost) => (Phase::Killed, Some(kill)),
         (phase, _) => (phase, None),
     }
 }

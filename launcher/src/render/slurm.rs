@@ -283,12 +283,12 @@ mod tests {
             "{}",
             String::from_utf8_lossy(&out.stderr)
         );
-        let expected: String = words
+        let expected: Vec<String> = words
             .iter()
             .chain(&["more words"])
             .map(|w| format!("[{w}]"))
             .collect();
-        assert_eq!(String::from_utf8(out.stdout).unwrap(), expected);
+        assert_eq!(String::from_utf8(out.stdout).unwrap(), expected.concat());
         assert!(!folder.path().join("x").exists());
     }
 

@@ -10,6 +10,7 @@ use super::{Job, RESTARTS, RenderError, check_name, yaml};
 use clap::{Args, ValueEnum};
 use scpeft_protocol::exit;
 use serde_json::{Map, Value, json};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// What fits into a ConfigMap, with room to spare.
@@ -129,12 +130,13 @@ fn heading(asked: &Kubernetes) -> String {
     );
     if asked.kind == Kind::IndexedJob && asked.job.nodes > 1 {
         let name = &asked.job.name;
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "# It needs a key with which the pods reach each other:\n\
              #   ssh-keygen -q -t ed25519 -N '' -f key\n\
              #   kubectl create secret generic {name}-ssh --from-file=id_rsa=key \\\n\
              #     --from-file=id_rsa.pub=key.pub --from-file=authorized_keys=key.pub\n"
-        ));
+        );
     }
     text
 }
