@@ -31,6 +31,7 @@ pub mod scores;
 pub mod selection;
 mod settings;
 pub mod shard;
+mod sinks;
 mod startup;
 pub mod step;
 mod stop;
