@@ -17,6 +17,8 @@ use crate::{Error, Result};
 pub const MIN_CELLS: usize = 5;
 /// The model that is one half of the real cells against the other.
 pub const CEILING: &str = "split_half_ceiling";
+/// The baseline of combinations.
+const ADDITIVE: &str = "additive_singles";
 
 /// Cells with what was done to them, all over the same genes.
 #[derive(Debug, Clone, Default)]
@@ -148,6 +150,12 @@ pub fn name_of(condition: &Condition) -> String {
         Some(dose) => format!("{perturbation} | {context} | {dose}"),
         None => format!("{perturbation} | {context}"),
     }
+}
+
+/// Changes of single genes that training has, and their mean.
+struct SingleDeltas {
+    known: Singles,
+    mean: Option<Vec<f64>>,
 }
 
 /// What is there to be scored, once checked.
@@ -355,15 +363,20 @@ fn predictions(
         Some(known) => Some(features_of(&places, known)?),
     };
     let mut deltas: IndexMap<(usize, usize), Vec<Vec<f64>>> = IndexMap::new();
-    let mut singles = Singles::new();
+    let (mut known, mut alone) = (Singles::new(), Vec::new());
     for condition in split.of(Part::Train) {
         let (context, delta) = (usable.context(condition)?, usable.delta(condition, means)?);
         if let [gene] = genes_of(&condition.perturbation)[..] {
-            singles.insert(context, gene, delta.clone());
+            known.insert(context, gene, delta.clone());
+            alone.push(delta.clone());
         }
         let place = places[condition.perturbation.as_str()];
         deltas.entry((context, place)).or_default().push(delta);
     }
+    let singles = SingleDeltas {
+        known,
+        mean: (!alone.is_empty()).then(|| mean_rows(&alone)),
+    };
     // Doses of one drug in one context count as one.
     let training = Training {
         pairs: deltas.keys().copied().collect(),
@@ -413,11 +426,13 @@ fn fit(baseline: Baseline, training: &Training) -> Result<crate::baselines::Fitt
     }
 }
 
-/// The additive model of combinations, where every held-out condition is one of known singles.
+/// The additive model of combinations of genes: the sum of the changes of the single genes. For a
+/// gene that training never perturbs alone in the context it takes the mean change of single genes,
+/// and says so; without combinations among the held-out conditions there is no such baseline.
 fn additive(
     usable: &Usable<'_>,
     test: &[&Condition],
-    singles: &Singles,
+    singles: &SingleDeltas,
     add: &dyn Fn(usize, &[f64]) -> Vec<f64>,
     left_out: &mut Vec<LeftOut>,
     found: &mut Vec<(String, Vec<Vec<f64>>)>,
@@ -426,20 +441,38 @@ fn additive(
         return Ok(());
     }
     let mut profiles = Vec::with_capacity(test.len());
+    let mut replaced = Vec::new();
     for condition in test {
         let context = usable.context(condition)?;
-        match singles.sum(context, &genes_of(&condition.perturbation)) {
-            Ok(delta) => profiles.push(add(context, &delta)),
-            Err(reason) => {
+        let mut sum = vec![0.0; usable.controls[context].genes()];
+        for gene in genes_of(&condition.perturbation) {
+            let delta = singles.known.sum(context, &[gene]).or_else(|reason| {
+                replaced.push(name_of(condition));
+                singles.mean.clone().ok_or(reason)
+            });
+            // Without any single in training there is nothing to add.
+            let Ok(delta) = delta else {
                 left_out.push(LeftOut {
-                    what: "additive_singles".into(),
-                    reason: format!("{}: {reason}", name_of(condition)),
+                    what: ADDITIVE.into(),
+                    reason: "training perturbs no gene alone".into(),
                 });
                 return Ok(());
-            }
+            };
+            sum.iter_mut().zip(&delta).for_each(|(s, d)| *s += d);
         }
+        profiles.push(add(context, &sum));
     }
-    found.push(("additive_singles".into(), profiles));
+    replaced.dedup();
+    if !replaced.is_empty() {
+        left_out.push(LeftOut {
+            what: format!("{ADDITIVE}, in part"),
+            reason: format!(
+                "the mean of single genes stands for genes that training never perturbs alone there, in {}",
+                replaced.join(", ")
+            ),
+        });
+    }
+    found.push((ADDITIVE.into(), profiles));
     Ok(())
 }
 

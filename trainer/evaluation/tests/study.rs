@@ -188,6 +188,54 @@ fn a_model_is_scored_beside_the_baselines_and_by_context() {
     );
 }
 
+/// Changes of two genes add up: the additive baseline knows, where it knows both.
+#[test]
+fn combinations_are_the_sum_of_their_genes() {
+    let mut all = labelled();
+    let treated = std::mem::take(&mut all.treated);
+    let base: Vec<f64> = (0..GENES).map(|g| 3.0 + noise(g as u64)).collect();
+    let gene = |drug: usize| -> Vec<f64> {
+        let name = format!("drug {drug:02}");
+        delta(&all.features.as_ref().unwrap()[&name])
+    };
+    let mut put = |name: &str, change: &[f64], seed: u64| {
+        let mean: Vec<f64> = base.iter().zip(change).map(|(b, d)| b + d).collect();
+        let mut own = condition(0, 0);
+        own.perturbation = name.into();
+        all.treated.insert(own, cells(&mean, seed));
+    };
+    for a in 0..8 {
+        put(&format!("G{a}+ctrl"), &gene(a), 500 + a as u64);
+        let both: Vec<f64> = gene(a).iter().zip(gene(8)).map(|(x, y)| x + y).collect();
+        put(&format!("G{a}+G8"), &both, 600 + a as u64);
+    }
+    put("G8", &gene(8), 700);
+    assert!(!treated.is_empty());
+    all.features = None;
+    all.controls.remove("line 1");
+    let held: Vec<String> = (0..4).map(|a| format!("G{a}+G8")).collect();
+    let mut plan = plan();
+    plan.rule = Rule::ListedDrugs { drugs: held };
+    let report = run(&all, &plan, &[]).unwrap().report;
+    let r2 = |model: &str| score(&report, model, "r2_delta_all");
+    assert!(r2("additive_singles") > 0.95, "{}", r2("additive_singles"));
+    assert!(r2("additive_singles") > r2("mean_delta") + 0.3);
+    plan.rule = Rule::ListedDrugs {
+        drugs: vec!["G0+G8".into(), "G0+ctrl".into()],
+    };
+    let report = run(&all, &plan, &[]).unwrap().report;
+    let partly = report
+        .left_out
+        .iter()
+        .find(|l| l.what == "additive_singles, in part");
+    assert!(
+        partly
+            .unwrap()
+            .reason
+            .ends_with("in G0+G8 | line 0, G0+ctrl | line 0")
+    );
+}
+
 #[test]
 fn what_cannot_be_scored_is_named() {
     let mut all = labelled();
