@@ -214,12 +214,11 @@ fn scored_genes(
     Ok(order)
 }
 
+/// What is done with a cell: its index, genes and log-normalised values.
+type Visit<'a> = dyn FnMut(u64, &[u32], &[f32]) + 'a;
+
 /// Calls `each` with the cells that are kept: index, genes, log-normalised values.
-fn visit(
-    corpus: &Corpus,
-    keep: &dyn Fn(u64) -> bool,
-    each: &mut dyn FnMut(u64, &[u32], &[f32]),
-) -> Result<()> {
+fn visit(corpus: &Corpus, keep: &dyn Fn(u64) -> bool, each: &mut Visit<'_>) -> Result<()> {
     let selection = Selection::filter(corpus, keep);
     let mut cells = selection.cell_indices();
     for group in selection.groups() {

@@ -98,22 +98,25 @@ fn add(
     Ok(())
 }
 
+/// Model, condition and profile.
+type Row<'a> = (&'a str, &'a Condition, &'a Vec<f64>);
+
 /// Writes the profiles of all models and baselines, with a column `model`.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub(super) fn write(path: &Path, study: &Study, genes: &[String]) -> Result<()> {
-    let rows: Vec<(&str, &Condition, &Vec<f64>)> = (study.profiles.iter())
+    let rows: Vec<Row<'_>> = (study.profiles.iter())
         .flat_map(|p| p.profiles.iter().map(|(c, v)| (p.model.as_str(), c, v)))
         .collect();
-    let text = |of: &dyn Fn(&(&str, &Condition, &Vec<f64>)) -> Option<String>| -> ArrayRef {
+    let text = |of: fn(&Row<'_>) -> Option<String>| -> ArrayRef {
         Arc::new(rows.iter().map(of).collect::<StringArray>())
     };
     let mut columns: Vec<(&str, ArrayRef)> = vec![
-        ("model", text(&|r| Some(r.0.to_owned()))),
-        ("perturbation", text(&|r| Some(r.1.perturbation.clone()))),
-        ("context", text(&|r| Some(r.1.context.clone()))),
-        ("dose", text(&|r| r.1.dose.clone())),
+        ("model", text(|r| Some(r.0.to_owned()))),
+        ("perturbation", text(|r| Some(r.1.perturbation.clone()))),
+        ("context", text(|r| Some(r.1.context.clone()))),
+        ("dose", text(|r| r.1.dose.clone())),
     ];
     for (g, gene) in genes.iter().enumerate() {
         let values = rows.iter().map(|r| r.2[g]).collect::<Float64Array>();
