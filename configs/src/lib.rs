@@ -36,6 +36,6 @@ pub use schema::{
     AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellStyle,
     CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
     GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
-    RunSection, Sampler, Schedule, Select, Shape, Shard, Target, TaskKind, TaskSection,
-    TrainSection, Trainable, ValueStyle, Vocab, WatchdogSection,
+    RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage, Target, TaskKind,
+    TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
 };

@@ -121,6 +121,11 @@ port = 0
     }
 }
 
+/// `--set` before every one of `settings`.
+pub fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|&s| ["--set", s]).collect()
+}
+
 /// `scpeft-train` under mpirun, or alone for one rank.
 pub fn on_ranks(ranks: usize) -> Command {
     let program = binary("scpeft-train");
@@ -152,10 +157,29 @@ pub fn on_ranks(ranks: usize) -> Command {
 /// # Panics
 /// When the file is missing or malformed.
 pub fn metrics(run: &Path) -> Vec<Value> {
-    let path = run.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    json_lines(&run.join("metrics.jsonl"))
+}
+
+/// The lines of a file of JSON objects.
+///
+/// # Panics
+/// When the file is missing or malformed.
+pub fn json_lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines()
         .map(|line| serde_json::from_str(line).expect("a JSON line"))
+        .collect()
+}
+
+/// Kinds of the launcher's events of a run, in order; none before it has begun.
+///
+/// # Panics
+/// When the file is malformed.
+pub fn events(run: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a JSON line"))
+        .map(|event| event["kind"].as_str().unwrap_or_default().to_owned())
         .collect()
 }
 
@@ -233,6 +257,13 @@ pub fn wait(child: &mut Child) -> std::process::ExitStatus {
 /// Lines in a run's `metrics.jsonl` so far, complete or not.
 pub fn logged_lines(run: &Path) -> usize {
     std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// The step that a run's `LATEST` names; 0 when there is none.
+pub fn latest_step(run: &Path) -> u64 {
+    let latest = std::fs::read_to_string(run.join("LATEST")).unwrap_or_default();
+    let step = latest.trim().strip_prefix("step-").unwrap_or("0");
+    step.parse().unwrap_or(0)
 }
 
 /// Process ids of the ranks of the run that writes into `run`, in rank order.

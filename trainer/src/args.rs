@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::report::ProgressMode;
 
@@ -27,6 +27,11 @@ pub enum Command {
     /// labels metrics.json and confusion_matrix.svg.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
+    /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
+    /// writes report.json, report.html, split.json and predictions.parquet. Without `--predictions`
+    /// the baselines alone.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Evaluate(EvaluateArgs),
     /// Print every tensor of a run's model with its shape, its number of parameters and whether it
     /// trains, without training.
     Parameters(ParametersArgs),
@@ -75,7 +80,7 @@ pub struct ParametersArgs {
 }
 
 /// Arguments of planning.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
@@ -89,12 +94,49 @@ pub struct PlanArgs {
     /// Ranks of a machine; all of them when absent.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub ranks_per_node: Option<usize>,
+    /// Run one step of one rank of a world of this many ranks, of which the others do not exist, and
+    /// simulate from it how the run would scale to 1,024 GPUs. Needs what training needs.
+    #[arg(long, value_name = "N", value_parser = at_least_two, conflicts_with = "world")]
+    pub fake_world: Option<usize>,
+    /// Seconds of a step, in place of those measured by `--fake-world`.
+    #[arg(long, value_name = "SECONDS", requires = "fake_world", value_parser = positive)]
+    pub step_seconds: Option<f64>,
+    /// GPUs of a node in the simulation.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_one)]
+    pub gpus_per_node: usize,
+    /// GB/s of a GPU to the others of its node in the simulation.
+    #[arg(long, default_value_t = 200.0, value_name = "GB/S", value_parser = positive)]
+    pub node_gbs: f64,
+    /// GB/s of a node to the others in the simulation.
+    #[arg(long, default_value_t = 25.0, value_name = "GB/S", value_parser = positive)]
+    pub network_gbs: f64,
+    /// Microseconds of a hop within a node in the simulation.
+    #[arg(long, default_value_t = 5.0, value_name = "US", value_parser = positive)]
+    pub node_latency_us: f64,
+    /// Microseconds of a hop between nodes in the simulation.
+    #[arg(long, default_value_t = 15.0, value_name = "US", value_parser = positive)]
+    pub network_latency_us: f64,
     /// Memory of a machine in GiB; that of this one when absent.
     #[arg(long, value_name = "GIB")]
     pub memory_gib: Option<f64>,
     /// Print JSON, sizes in bytes.
     #[arg(long)]
     pub json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        Ok(_) => Err("must be a number above 0".to_owned()),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        1 => Err("must be at least 2: a world of one rank needs no simulation".to_owned()),
+        n => Ok(n),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -132,4 +174,85 @@ pub struct PredictArgs {
     /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// What an evaluation of responses holds out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HoldOut {
+    /// A share of the perturbations, at random.
+    Drugs,
+    /// A share of the perturbations, in whole groups (`--groups`), for instance scaffolds.
+    Groups,
+    /// The perturbations named by `--name`.
+    Listed,
+    /// The nine drugs that chemCPA holds out of sciplex3.
+    Chemcpa,
+    /// A share of the pairs of perturbation and context.
+    Pairs,
+    /// The context named by `--name`, but for `--shots` of its perturbations.
+    Context,
+    /// Genes and combinations of genes, as GEARS simulates unseen ones.
+    Simulation,
+}
+
+/// Arguments of the evaluation of responses.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Corpus of control and treated cells.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: PathBuf,
+    /// Categorical obs column that says what was done to a cell; genes of a combination are joined
+    /// by `+`.
+    #[arg(long, value_name = "COLUMN")]
+    pub perturbation: String,
+    /// Its value for control cells.
+    #[arg(long, value_name = "VALUE")]
+    pub control: String,
+    /// Categorical obs column of contexts, for instance cell lines; one context when absent.
+    #[arg(long, value_name = "COLUMN")]
+    pub context: Option<String>,
+    /// Categorical obs column of doses, with their unit; doses are scored apart.
+    #[arg(long, value_name = "COLUMN")]
+    pub dose: Option<String>,
+    /// Table of molecules' embeddings (Parquet or safetensors) that baselines may look at.
+    #[arg(long, value_name = "FILE")]
+    pub molecules: Option<PathBuf>,
+    /// The embeddings are fingerprints: neighbours are found by Tanimoto similarity.
+    #[arg(long, requires = "molecules")]
+    pub fingerprints: bool,
+    /// Predicted mean profiles: a Parquet file with columns `perturbation`, `context` and `dose` where
+    /// there are such, and one of numbers for each gene; the model is named like the file. May be
+    /// repeated.
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Vec<PathBuf>,
+    /// What is held out.
+    #[arg(long, value_enum, default_value_t = HoldOut::Drugs)]
+    pub hold_out: HoldOut,
+    /// Share that is held out at random.
+    #[arg(long, default_value_t = 0.2, value_name = "SHARE")]
+    pub share: f64,
+    /// Categorical obs column with the group of each perturbation, for `--hold-out groups`.
+    #[arg(long, value_name = "COLUMN")]
+    pub groups: Option<String>,
+    /// A perturbation or context to hold out; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+    /// Perturbations of the held-out context that train; 0 is zero-shot.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub shots: usize,
+    /// Seed of the split and of the choice of cells.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Genes that are scored: the most variable ones among control cells, or all when there are fewer.
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = at_least_one)]
+    pub genes: usize,
+    /// Cells of a condition or of a context's control that are used, drawn at random.
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = at_least_one)]
+    pub max_cells: usize,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
 }

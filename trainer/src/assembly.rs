@@ -7,14 +7,14 @@ use std::sync::Arc;
 use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_checkpoint::{LoadReport, ScgptDirectory};
 use scpeft_collective::Topology;
-use scpeft_config::{Config, Trainable};
+use scpeft_config::{Config, Shard, Trainable};
 use scpeft_data::{Corpus, Loader, Selection};
 use scpeft_model::backbone::scgpt::{Blueprint, Scgpt};
 use scpeft_model::device::{self, DeviceChoice};
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::params::Slot;
 use scpeft_model::shard::Gather;
-use scpeft_model::{Layout, Params, Role, TensorSpec};
+use scpeft_model::{Layout, Params, Role, Storage, TensorSpec};
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -275,13 +275,18 @@ impl Assembly {
         })
     }
 
+    /// The device as users name it: `cpu`, `cuda(0)`.
+    pub fn device_name(&self) -> String {
+        format!("{:?}", self.staging.device).to_lowercase()
+    }
+
     /// What a user should see before the first step.
     pub fn summary(&self, config: &Config, topology: &Topology, loaders: &SplitLoaders) -> String {
         let (trainable, total) = (self.params.trainable_count(), self.params.total_count());
         let mut lines = vec![format!(
             "{} on {} x {} thread(s) x {} rank(s); {} trainable of {} parameters ({:.2} %)",
             config.backbone.architecture,
-            format!("{:?}", self.staging.device).to_lowercase(),
+            self.device_name(),
             self.threads,
             topology.world_size,
             grouped(trainable as u64),
@@ -323,12 +328,23 @@ impl Assembly {
         ));
         if let Some(store) = self.params.store() {
             let usage = store.usage();
+            let shared = match config.backbone.shard {
+                Shard::None => "kept".to_owned(),
+                group => format!("shared by the ranks of a {group}"),
+            };
+            let form = match settings::storage(config) {
+                Storage::Full => "",
+                Storage::Int8 => ", in 8 bits",
+            };
+            let used = match config.backbone.shard {
+                Shard::None => usage.unpacked_bytes,
+                _ => 2 * usage.block_bytes + usage.unpacked_bytes,
+            };
             lines.push(format!(
-                "frozen layers are shared by the ranks of a {}: {} of {} bytes stay on rank 0, {} at most while they are used",
-                config.backbone.shard,
+                "frozen layers are {shared}{form}: {} of {} bytes stay on rank 0, {} more at most while they are used",
                 grouped(usage.resident_bytes as u64),
                 grouped(usage.total_bytes as u64),
-                grouped(2 * usage.block_bytes as u64),
+                grouped(used as u64),
             ));
         }
         lines.push(match &self.report {
@@ -418,9 +434,9 @@ fn start_libtorch(config: &Config, topology: &Topology) -> Result<(Device, usize
         scpeft_config::DeviceChoice::Cpu => DeviceChoice::Cpu,
         scpeft_config::DeviceChoice::Cuda => DeviceChoice::Cuda,
     };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let usable = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = match config.run.threads {
-        0 => (cores / topology.local_size).max(1),
+        0 => topology.cores.unwrap_or_else(usable),
         n => n,
     };
     device::set_threads(threads);
@@ -442,6 +458,7 @@ fn build_model(
         device,
         tail: tail_len(task, blueprint.inputs.norm, d_model),
         precision: settings::precision(config),
+        storage: settings::storage(config),
     };
     let specs = blueprint.specs()?;
     let unfrozen = blueprint.unfreezes()?;

@@ -1,5 +1,6 @@
 //! How anything that goes wrong becomes a message and a documented exit code.
 
+use scpeft_collective::nccl::NcclError;
 use scpeft_protocol::exit;
 
 /// What ends a command: the exit code and the paragraph for the user.
@@ -73,6 +74,17 @@ impl From<scpeft_data::Error> for Failure {
     }
 }
 
+impl From<scpeft_evaluation::Error> for Failure {
+    fn from(error: scpeft_evaluation::Error) -> Self {
+        use scpeft_evaluation::Error as E;
+        let code = match error {
+            E::Setting { .. } | E::Unknown { .. } => exit::CONFIG,
+            _ => exit::DATA,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
 impl From<scpeft_checkpoint::Error> for Failure {
     fn from(error: scpeft_checkpoint::Error) -> Self {
         // A full disk says nothing about the weights; a file that is not there does.
@@ -82,6 +94,10 @@ impl From<scpeft_checkpoint::Error> for Failure {
             {
                 exit::INTERNAL
             }
+            scpeft_checkpoint::Error::Store { passing: true, .. } => exit::HANG,
+            scpeft_checkpoint::Error::Store { .. } | scpeft_checkpoint::Error::Misuse(_) => {
+                exit::CONFIG
+            }
             _ => exit::WEIGHTS,
         };
         Self::new(code, chain(&error))
@@ -90,7 +106,20 @@ impl From<scpeft_checkpoint::Error> for Failure {
 
 impl From<scpeft_collective::Error> for Failure {
     fn from(error: scpeft_collective::Error) -> Self {
-        Self::new(exit::HANG, chain(&error))
+        use scpeft_collective::Error as E;
+        let code = match error {
+            // Started again the same way, it fails the same way.
+            E::Unconnected { .. }
+            | E::WrongWorld { .. }
+            | E::Nccl(
+                NcclError::Library { .. }
+                | NcclError::NotFound { .. }
+                | NcclError::Symbol { .. }
+                | NcclError::TooOld { .. },
+            ) => exit::CONFIG,
+            _ => exit::HANG,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

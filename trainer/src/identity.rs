@@ -30,6 +30,7 @@ const MAY_CHANGE: &[&str] = &[
     "run.dir",
     "run.name",
     "run.device",
+    "run.transport",
     "run.threads",
     "run.recompute",
     "data.corpus",
@@ -41,7 +42,7 @@ const MAY_CHANGE: &[&str] = &[
     "train.early_stop_patience",
     "train.non_finite_limit",
     "checkpoint.",
-    "log.every_steps",
+    "log.",
     "metrics.",
     "watchdog.",
 ];

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, responses, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -41,6 +41,13 @@ fn main() {
             Err(failure) => report(&failure),
         });
     }
+    if let Some(Command::Evaluate(args)) = &cli.command {
+        std::process::exit(match responses::evaluate(args) {
+            Ok(summary) if writeln!(std::io::stdout(), "{summary}").is_ok() => exit::OK,
+            Ok(_) => exit::INTERNAL,
+            Err(failure) => report(&failure),
+        });
+    }
     let stop = match install_stop(&cli) {
         Ok(stop) => stop,
         Err(failure) => std::process::exit(report(&failure)),
@@ -61,10 +68,7 @@ fn install_stop(cli: &Cli) -> Result<StopFlag, Failure> {
 fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
     let world = match scpeft_collective::discover() {
         Ok(world) => world,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return exit::HANG;
-        }
+        Err(error) => return report(&error.into()),
     };
     // A panic on one rank would leave the others waiting in a collective: end the job instead.
     let rank = world.topology().rank;
@@ -83,7 +87,9 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
-        Some(Command::Keys | Command::Parameters(_) | Command::Plan(_)) => Ok(Outcome::Done),
+        Some(Command::Keys | Command::Parameters(_) | Command::Plan(_) | Command::Evaluate(_)) => {
+            Ok(Outcome::Done)
+        }
     };
     match result {
         Ok(Outcome::Done) => exit::OK,

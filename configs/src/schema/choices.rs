@@ -18,6 +18,18 @@ choice! {
 }
 
 choice! {
+    /// What sums gradients over ranks.
+    Transport {
+        /// NCCL on GPUs where every rank has it, otherwise MPI.
+        Auto = "auto",
+        /// MPI, through host memory.
+        Mpi = "mpi",
+        /// NCCL; an error where a rank has none.
+        Nccl = "nccl",
+    }
+}
+
+choice! {
     /// Which name of a gene is looked up in the backbone's vocabulary.
     GeneKey {
         /// The one that finds more genes.
@@ -46,6 +58,16 @@ choice! {
         Node = "node",
         /// All ranks.
         World = "world",
+    }
+}
+
+choice! {
+    /// How the frozen layers of the backbone are kept while they are not used.
+    Storage {
+        /// As they are used.
+        Full = "full",
+        /// 8 bits for each weight of a matrix, and a scale for each output channel.
+        Int8 = "int8",
     }
 }
 
@@ -100,6 +122,16 @@ choice! {
         K = "k",
         /// Value.
         V = "v",
+    }
+}
+
+choice! {
+    /// Where the log of a run goes besides `metrics.jsonl`.
+    SinkKind {
+        /// `metrics.csv`: one line per value.
+        Csv = "csv",
+        /// Event files for TensorBoard.
+        Tensorboard = "tensorboard",
     }
 }
 

@@ -15,7 +15,7 @@ use crate::resolve::Reader;
 pub use choices::{
     AdapterKind, Architecture, CellStyle, ClassWeights, Corrupt, DeviceChoice, EmbeddingNorm,
     GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Shard,
-    Target, TaskKind, Trainable, ValueStyle,
+    SinkKind, Storage, Target, TaskKind, Trainable, Transport, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -32,6 +32,9 @@ section! {
         seed: u64 = 0;
         /// `auto` (CUDA when there is one), `cpu` or `cuda`. Default `auto`.
         device: DeviceChoice = DeviceChoice::Auto;
+        /// What sums gradients over ranks: `auto` (NCCL where every rank has a GPU and the library,
+        /// otherwise MPI), `mpi` or `nccl`. Default `auto`. NCCL has not been run on a GPU in this version.
+        transport: Transport = Transport::Auto;
         /// `f32`, or `bf16`: frozen weights and activations in bf16, everything that trains, norms
         /// and losses in f32. Default `f32`. bf16 halves memory, and time where the hardware has
         /// it (AMX on CPUs, tensor cores).
@@ -156,6 +159,11 @@ section! {
         /// twice per micro-batch and recomputed in the backward pass, as with `run.recompute`, with
         /// the same bits. Embeddings and heads stay whole.
         shard: Shard = Shard::None;
+        /// How the matrices of frozen layers are kept while they are not used: `full`, or `int8`, 8
+        /// bits for each weight and a scale for each output channel, unpacked a layer at a time just
+        /// before it is used and recomputed in the backward pass, as with `run.recompute`. Default
+        /// `full`. A weight is off by at most 1/254 of the largest of its channel.
+        storage: Storage = Storage::Full;
         /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
         /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
         /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.
@@ -318,6 +326,12 @@ section! {
         /// Saves in a row that may fail, on a full disk for instance, before the run ends; until then
         /// it goes on with the checkpoints it has. Default 3; at least 1.
         max_failures: u64 = 3;
+        /// An address in an object store, such as `s3://bucket/runs/one`, where the newest and the best
+        /// checkpoint are kept as well, for machines that may be lost. `--resume` fetches them where the
+        /// run directory has nothing newer. The store may be down for a while: it is tried again with
+        /// growing pauses, but a run ends well only when the mirror has its last checkpoint.
+        /// Default: unset.
+        mirror: Option<String> = None;
     }
 }
 
@@ -326,6 +340,9 @@ section! {
     LogSection at "log" {
         /// Steps between two lines of the log. Default 10; at least 1.
         every_steps: u64 = 10;
+        /// Where the log is written besides `metrics.jsonl`: `csv` (`metrics.csv`, one line per value)
+        /// and `tensorboard` (event files under `tensorboard/`). Default `[]`.
+        sinks: Vec<SinkKind> = Vec::new();
     }
 }
 

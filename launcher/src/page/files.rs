@@ -13,6 +13,8 @@ pub(super) const PAGE: &str = "launcher.json";
 pub(super) const TOKEN: &str = "page-token";
 /// The ranks as they were last known, for those who look after the end.
 pub(super) const RANKS: &str = "ranks.json";
+/// What the run is expected to need.
+pub(super) const PLAN: &str = "plan.json";
 /// Targets in Prometheus's file format.
 pub(super) const TARGETS: &str = "targets.json";
 

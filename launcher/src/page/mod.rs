@@ -10,9 +10,13 @@ mod assets;
 mod discovery;
 mod files;
 mod logs;
+mod plan;
 mod serve;
 mod watch;
 
+pub use plan::Planner;
+
+use crate::guard::hostname;
 use crate::server::{Ranks, secret};
 use crate::supervise::Asker;
 use serve::Site;
@@ -45,6 +49,8 @@ pub struct Live {
     pub world_size: u32,
     /// Asks it to save and leave.
     pub asker: Asker,
+    /// Says what it is expected to need.
+    pub planner: Option<Planner>,
 }
 
 /// A page that is being served until it is dropped.
@@ -135,8 +141,10 @@ impl Page {
     ) -> Result<Self, PageError> {
         let listener = bind(listen)?;
         listener.set_nonblocking(true)?;
-        let url = format!("http://{}/", listener.local_addr()?);
+        let url = url_of(listener.local_addr()?);
         let watcher = Watcher::new(run_dir, live.clone(), token.as_deref());
+        let planning = live.as_ref().and_then(|live| live.planner.clone());
+        let planning = planning.map(|planner| planner.keep(run_dir.to_owned()));
         let site = Arc::new(Site::new(watcher, live, token.clone(), run_dir));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -146,7 +154,12 @@ impl Page {
         std::thread::Builder::new()
             .name("scpeft-page".into())
             .spawn(move || {
-                runtime.block_on(run(listener, site, closed));
+                runtime.block_on(async {
+                    if let Some(planning) = planning {
+                        tokio::spawn(planning);
+                    }
+                    run(listener, site, closed).await;
+                });
                 drop(ending);
             })?;
         Ok(Self {
@@ -175,6 +188,15 @@ impl Drop for Page {
         if let Some(run_dir) = &self.published {
             files::withdraw(run_dir);
         }
+    }
+}
+
+/// The address as one would type it: every address of this machine goes by its name.
+fn url_of(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        format!("http://{}:{}/", hostname(), address.port())
+    } else {
+        format!("http://{address}/")
     }
 }
 

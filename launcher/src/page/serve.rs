@@ -3,6 +3,7 @@
 use super::access::{Gate, Refusal, check_host};
 use super::watch::Watcher;
 use super::{Live, assets, logs};
+use crate::events::Events;
 use crate::guard::hostname;
 use crate::server::secret;
 use http_body_util::Full;
@@ -135,6 +136,7 @@ impl Site {
         }
         if path == "/api/drain" {
             live.asker.ask();
+            self.note("drain");
             return asked("asked to save and stop");
         }
         if live.asker.is_requested() {
@@ -144,6 +146,7 @@ impl Site {
             );
         }
         if live.ranks.save() {
+            self.note("save");
             asked("a checkpoint follows the present step")
         } else {
             json_error(
@@ -151,6 +154,11 @@ impl Site {
                 "rank 0 is not listening yet: it still starts, or it does not send heartbeats",
             )
         }
+    }
+
+    /// Notes what was asked for. That the disk is full is no reason not to do it.
+    fn note(&self, what: &str) {
+        let _ = Events::of(Some(&self.run_dir)).add("ask", &[("what", what.into())]);
     }
 }
 

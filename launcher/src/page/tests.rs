@@ -32,6 +32,7 @@ impl Stage {
             ranks: server.ranks(),
             world_size: 2,
             asker: requests.asker(),
+            planner: None,
         };
         let listen = "127.0.0.1:0".parse().unwrap();
         let page = Page::of_run(listen, run.path(), live).unwrap();
@@ -216,6 +217,16 @@ fn whoever_may_not_ask_is_refused_and_the_run_unharmed() {
     assert!((0..20).any(|_| stage.post("/api/drain", wrong) == 429));
     assert_eq!(stage.post("/api/save", &bearer), 409, "rank 0 is not there");
     assert_eq!(stage.post("/api/drain", &bearer), 202);
+    let events = std::fs::read_to_string(stage.run.path().join("events.jsonl")).unwrap();
+    assert!(
+        events.ends_with("\"kind\":\"ask\",\"what\":\"drain\"}\n"),
+        "{events}"
+    );
+    assert_eq!(
+        events.lines().count(),
+        1,
+        "what was refused is no event: {events}"
+    );
     assert!(stage.is_asked_to_stop());
     assert_eq!(stage.post("/api/save", &bearer), 409, "it is stopping");
     assert_eq!(stage.post("/api/drain", &bearer), 429);
@@ -322,6 +333,12 @@ fn a_taken_port_is_replaced_by_the_next_free_one() {
         bind("192.0.2.1:80".parse().unwrap()),
         Err(PageError::Bind { .. })
     ));
+    let everywhere = url_of("0.0.0.0:80".parse().unwrap());
+    assert_eq!(
+        everywhere,
+        format!("http://{}:80/", crate::guard::hostname())
+    );
+    assert_eq!(url_of("[::1]:80".parse().unwrap()), "http://[::1]:80/");
     for (listen, expected) in [
         ("nonsense", "`--listen nonsense`: "),
         ("127.0.0.1", "expected `HOST:PORT`"),

@@ -49,7 +49,11 @@ impl Event {
                     counted(&event["restarts"], "restart")
                 ),
             ),
-            "save" => (Tone::Plain, "A checkpoint was asked for".to_owned()),
+            "ask" if event["what"] == "save" => (
+                Tone::Plain,
+                "A checkpoint was asked for on the page".to_owned(),
+            ),
+            "ask" => (Tone::Plain, "A stop was asked for on the page".to_owned()),
             _ => (Tone::Plain, by_fields(kind, event)),
         };
         Self {

@@ -29,6 +29,8 @@ pub struct Folder {
     pub launched: Option<f64>,
     /// Starts after failures since then.
     pub restarts: u64,
+    /// Unix time at which `metrics.jsonl` was last written.
+    pub written: Option<f64>,
     /// `run.json`.
     pub record: Value,
     /// `plan.json`.
@@ -66,6 +68,7 @@ impl Folder {
             events: VecDeque::new(),
             launched: None,
             restarts: 0,
+            written: None,
             record: Value::Null,
             plan: Value::Null,
             settings: Vec::new(),
@@ -88,6 +91,7 @@ impl Folder {
         for line in &news.lines {
             self.curves.add(line);
         }
+        self.written = written(&self.path.join("metrics.jsonl"));
         self.look_at_events();
         let path = self.path.clone();
         let json = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default();
@@ -142,6 +146,13 @@ impl Folder {
         let is_one = |event: &&Value| event["kind"].as_str().is_some_and(|k| kinds.contains(&k));
         self.events.iter().rev().find(is_one)
     }
+}
+
+/// Unix time at which a file was last written.
+fn written(path: &Path) -> Option<f64> {
+    let written = std::fs::metadata(path).ok()?.modified().ok()?;
+    let since = written.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(since.as_secs_f64())
 }
 
 /// The text of a file that was written since `seen`; empty when it has gone.

@@ -32,6 +32,8 @@ use serde_json::Value;
 const FORMAT_VERSION: u32 = 1;
 /// Rows of checkpoints that are shown, the newest.
 const CHECKPOINTS_MAX: usize = 200;
+/// A run without a launcher whose metrics are not older is taken to be at work.
+const WRITES_SECONDS: f64 = 120.0;
 
 /// Where a run is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -180,7 +182,7 @@ impl RunState {
         pace: &mut Pace,
         now: f64,
     ) -> Self {
-        let phase = phase(folder, ranks, watched);
+        let phase = phase(folder, ranks, watched, now);
         let progress = progress(folder, ranks, phase, pace, now);
         let world_size = watched.map_or(0, |watched| watched.world_size);
         let listening = watched.filter(|_| !is_over(phase)).map(|_| now);
@@ -238,7 +240,7 @@ fn is_over(phase: Phase) -> bool {
 /// Events that move a run to another phase.
 const TURNS: &[&str] = &["start", "restart", "failure", "give-up", "stop", "done"];
 
-fn phase(folder: &Folder, ranks: &[RankFacts], watched: Option<Watched>) -> Phase {
+fn phase(folder: &Folder, ranks: &[RankFacts], watched: Option<Watched>, now: f64) -> Phase {
     let last = folder.last_event(TURNS);
     match (last.and_then(|event| event["kind"].as_str()), watched) {
         (Some("done"), _) => Phase::Done,
@@ -251,6 +253,7 @@ fn phase(folder: &Folder, ranks: &[RankFacts], watched: Option<Watched>) -> Phas
         (None, None) => match folder.record["status"].as_str() {
             Some("done") => Phase::Done,
             Some("preempted") => Phase::Stopped,
+            _ if folder.written.is_some_and(|at| now - at < WRITES_SECONDS) => Phase::Running,
             _ => Phase::Lost,
         },
         (Some(_), None) => Phase::Lost,
@@ -319,7 +322,10 @@ fn progress(
     let over = is_over(phase);
     let steps_per_second = if over { None } else { pace.observe(now, step) };
     let left = planned_steps.map(|planned| planned.saturating_sub(step) as f64);
+    let heard = ranks.iter().map(|rank| rank.heard).fold(0.0, f64::max);
     let end = match folder.events.back() {
+        // Of a run whose end nobody wrote down, the last sign of life.
+        Some(event) if phase == Phase::Lost => event["time"].as_f64().map(|at| at.max(heard)),
         Some(event) if over && phase != Phase::Pausing => event["time"].as_f64(),
         _ => Some(now),
     };

@@ -83,6 +83,23 @@ fn a_run_without_a_launcher_is_told_from_its_record() {
 }
 
 #[test]
+fn a_run_without_a_launcher_is_at_work_while_it_writes() {
+    let files = [
+        ("run.json", "{\"status\":\"running\"}"),
+        ("metrics.jsonl", "{\"step\":1,\"loss\":1}\n"),
+    ];
+    let (_dir, folder) = folder(&files);
+    let written = folder.written.unwrap();
+    for (now, expected) in [
+        (written + 5.0, Phase::Running),
+        (written + 500.0, Phase::Lost),
+    ] {
+        let state = RunState::new(&folder, &[], None, &mut Pace::default(), now);
+        assert_eq!(state.phase, expected);
+    }
+}
+
+#[test]
 fn a_failure_is_shown_with_the_last_lines_until_the_run_goes_on() {
     let failure = "{\"time\":1,\"kind\":\"start\",\"ranks\":2}\n\
                    {\"time\":5,\"kind\":\"failure\",\"code\":3,\"rank\":1,\"host\":\"n2\",\

@@ -101,6 +101,7 @@ fn a_run_is_watched_saved_and_stopped_from_the_page() {
             .text("settings")
             .contains("https://[hidden]@store/cells")
     );
+    browser.until("document.getElementById('plan').innerText.includes('3.4 GiB')");
     assert!(browser.text("plan").contains("1,326,866"));
     assert_eq!(
         browser.value("document.querySelectorAll('#charts polyline').length"),
@@ -115,6 +116,7 @@ fn a_run_is_watched_saved_and_stopped_from_the_page() {
     walk_by_keyboard(&mut browser);
 
     browser.value("document.getElementById('save').click()");
+    inspect(&mut browser, "dialog");
     browser.press("Enter");
     browser.press("Tab");
     browser.until("document.getElementById('dialog').open === false");

@@ -15,6 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const STAND_IN: &str = r#"#!/bin/bash
 rank=${OMPI_COMM_WORLD_RANK:-0}
 here=$(dirname "$0")
+[ "$1" = plan ] && { cat "$here/plan"; exit 0; }
 leave() { echo "$2" > "$here/$1.$rank.part"; mv "$here/$1.$rank.part" "$here/$1.$rank"; }
 trap 'exit 85' USR1
 echo "hello from rank $rank, <img src=x onerror='window.injected=1'> https://user:swordfish@store/cells"
@@ -44,7 +45,7 @@ impl Stage {
         std::fs::create_dir(folder.path().join("run")).unwrap();
         write("run/config.toml", &resolved(&dir));
         write("run/run.json", RECORD);
-        write("run/plan.json", PLAN);
+        write("plan", PLAN);
         write("run/metrics.jsonl", &metrics());
         for step in [40, 80] {
             let checkpoint = format!("run/checkpoints/step-{step:08}");

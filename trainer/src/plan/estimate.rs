@@ -2,7 +2,7 @@
 
 use scpeft_model::backbone::scgpt::Shape;
 use scpeft_model::exec::ExecutorKind;
-use scpeft_model::{Precision, Role, TensorSpec};
+use scpeft_model::{Precision, Role, Storage, TensorSpec};
 use serde::Serialize;
 
 /// What a process takes before any tensor exists: libtorch, MPI, the program.
@@ -39,6 +39,8 @@ pub struct Setup {
     pub executor: ExecutorKind,
     /// Ranks that share a block; `None` when each has its own.
     pub shared_by: Option<usize>,
+    /// How frozen matrices of blocks are kept.
+    pub storage: Storage,
     /// Cells of a micro-batch.
     pub cells: usize,
     /// Tokens of its longest cell.
@@ -79,6 +81,11 @@ impl Parameters {
     pub fn trainable(self) -> u64 {
         self.adapters + self.heads + self.backbone
     }
+
+    /// All of the model.
+    pub fn all(self) -> u64 {
+        self.frozen_blocks + self.frozen_rest + self.trainable()
+    }
 }
 
 /// Bytes of one rank.
@@ -88,7 +95,7 @@ pub struct Memory {
     pub frozen_blocks: u64,
     /// Frozen tensors elsewhere.
     pub frozen_rest: u64,
-    /// Gathered blocks, at most.
+    /// Gathered and unpacked blocks, at most.
     pub gathered: u64,
     /// Trained tensors, their gradients, both moments, and the moving average if there is one.
     pub trainable: u64,
@@ -125,6 +132,8 @@ impl Memory {
 pub struct Step {
     /// Bytes that each rank hands to the all-reduce of gradients.
     pub all_reduce_bytes: u64,
+    /// What it would be if the backbone itself trained, without adapters.
+    pub full_all_reduce_bytes: u64,
     /// Bytes of shared blocks that each rank receives.
     pub gathered_bytes: u64,
     /// Operations of a rank: the forward passes.
@@ -133,6 +142,16 @@ pub struct Step {
     pub backward_flops: f64,
     /// Blocks run again.
     pub recompute_flops: f64,
+}
+
+impl Step {
+    /// How many times less a rank sends than in full fine-tuning; 1 where nothing is sent.
+    pub fn saving(self) -> f64 {
+        match self.all_reduce_bytes {
+            0 => 1.0,
+            bytes => self.full_all_reduce_bytes as f64 / bytes as f64,
+        }
+    }
 }
 
 /// Counts parameters by what they belong to.
@@ -151,37 +170,62 @@ pub fn parameters(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool) ->
     }
 }
 
-/// Bytes of the frozen tensors: of all blocks, of the largest block, and elsewhere.
+/// Bytes of the frozen tensors.
+struct FrozenBytes {
+    /// Of all blocks, as they are stored.
+    blocks: u64,
+    /// Of the largest block, as it is stored.
+    largest: u64,
+    /// What unpacking adds for the block that needs most.
+    unpacked: u64,
+    /// Elsewhere.
+    rest: u64,
+}
+
 fn frozen_bytes(
     specs: &[TensorSpec],
     trains: &impl Fn(&TensorSpec) -> bool,
     setup: &Setup,
-) -> (u64, u64, u64) {
-    let mut blocks = vec![0u64; setup.shape.n_layers];
+) -> FrozenBytes {
+    let mut blocks = vec![(0u64, 0u64); setup.shape.n_layers];
     let mut rest = 0;
     for spec in specs.iter().filter(|s| !trains(s)) {
-        let bytes = (spec.numel() * spec.kind(setup.precision).elt_size_in_bytes()) as u64;
-        match spec.block {
-            Some(layer) => blocks[layer] += bytes,
-            None => rest += bytes,
-        }
+        let used = Storage::Full.bytes(&spec.shape, spec.kind(setup.precision)) as u64;
+        let Some(layer) = spec.block else {
+            rest += used;
+            continue;
+        };
+        let storage = spec.storage(setup.storage);
+        let stored = storage.bytes(&spec.shape, spec.kind(setup.precision)) as u64;
+        blocks[layer].0 += stored;
+        blocks[layer].1 += if storage == Storage::Full { 0 } else { used };
     }
-    let largest = blocks.iter().copied().max().unwrap_or(0);
-    (blocks.iter().sum(), largest, rest)
+    FrozenBytes {
+        blocks: blocks.iter().map(|b| b.0).sum(),
+        largest: blocks.iter().map(|b| b.0).max().unwrap_or(0),
+        unpacked: blocks.iter().map(|b| b.1).max().unwrap_or(0),
+        rest,
+    }
 }
 
 /// Memory of a rank.
 pub fn memory(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup: &Setup) -> Memory {
-    let (blocks, largest, rest) = frozen_bytes(specs, &trains, setup);
+    let FrozenBytes {
+        blocks,
+        largest,
+        unpacked,
+        rest,
+    } = frozen_bytes(specs, &trains, setup);
     let full = setup.precision.full().elt_size_in_bytes() as u64;
     let n = parameters(specs, &trains).trainable();
     let (frozen_blocks, gathered) = match setup.shared_by {
-        Some(ranks) => (blocks.div_ceil(ranks as u64), 2 * largest),
-        None => (blocks, 0),
+        Some(ranks) => (blocks.div_ceil(ranks as u64), 2 * largest + unpacked),
+        None => (blocks, unpacked),
     };
     let (ready, decoded) = setup.loader_cells;
     let tokens = setup.tokens as u64;
-    let whole = setup.shared_by.map_or(blocks, |_| 0);
+    let as_mapped = setup.shared_by.is_none() && setup.storage == Storage::Full;
+    let whole = if as_mapped { blocks } else { 0 };
     let activations = activations(setup);
     Memory {
         frozen_blocks,
@@ -224,9 +268,13 @@ fn activations(setup: &Setup) -> u64 {
 
 /// What a step moves and computes, per rank.
 pub fn step(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup: &Setup) -> Step {
-    let (blocks, ..) = frozen_bytes(specs, &trains, setup);
-    let n = parameters(specs, &trains).trainable();
+    let blocks = frozen_bytes(specs, &trains, setup).blocks;
+    let counted = parameters(specs, &trains);
     let full = setup.precision.full().elt_size_in_bytes() as u64;
+    let reduced = |scalars: u64| match setup.ranks {
+        1 => 0,
+        _ => full * (scalars + setup.tail as u64),
+    };
     let n_layers = setup.shape.n_layers;
     let from_others = setup.shared_by.map_or(0.0, |ranks| {
         (ranks - 1) as f64 / ranks as f64 * blocks as f64 / n_layers as f64
@@ -235,11 +283,8 @@ pub fn step(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup: &
     let backward = forward_flops(setup, n_layers - setup.first_backward);
     let passes = setup.passes as f64;
     Step {
-        all_reduce_bytes: if setup.ranks > 1 {
-            full * (n + setup.tail as u64)
-        } else {
-            0
-        },
+        all_reduce_bytes: reduced(counted.trainable()),
+        full_all_reduce_bytes: reduced(counted.all() - counted.adapters),
         gathered_bytes: (passes * gathers(n_layers, setup.first_backward) as f64 * from_others)
             as u64,
         forward_flops: passes * forward,
@@ -295,6 +340,7 @@ mod tests {
             precision: Precision::F32,
             executor: ExecutorKind::Plain,
             shared_by: None,
+            storage: Storage::Full,
             cells: 8,
             tokens: 512,
             passes: 1,
@@ -376,6 +422,39 @@ mod tests {
         );
     }
 
+    /// A quarter of the bytes and the scales stay; while it is used a block is there in f32 as well.
+    #[test]
+    fn eight_bits_quarter_what_stays_and_what_is_moved() {
+        let specs: Vec<TensorSpec> = (0..12)
+            .map(|layer| {
+                let shape = [3078, 512];
+                TensorSpec::new("matrices".into(), &shape, Init::Zeros, Role::Backbone)
+                    .in_block(layer)
+            })
+            .collect();
+        let stored = 3078 * 512 + 3078 * 4;
+        let packed = Setup {
+            storage: Storage::Int8,
+            mapped: true,
+            executor: ExecutorKind::Recompute,
+            ..setup()
+        };
+        let found = memory(&specs, trains, &packed);
+        assert_eq!(found.frozen_blocks, 12 * stored);
+        assert_eq!(found.gathered, 3078 * 512 * 4);
+        assert_eq!(found.in_common, 0, "packed blocks are copies");
+        let shared = Setup {
+            shared_by: Some(2),
+            ranks: 2,
+            ..packed
+        };
+        let found = memory(&specs, trains, &shared);
+        assert_eq!(found.frozen_blocks, 6 * stored);
+        assert_eq!(found.gathered, 2 * stored + 3078 * 512 * 4);
+        let moved = step(&specs, trains, &shared).gathered_bytes;
+        assert_eq!(moved, 22 * stored / 2);
+    }
+
     #[test]
     fn a_moving_average_is_one_more_copy_of_what_trains() {
         let averaged = Setup {
@@ -400,5 +479,45 @@ mod tests {
         assert_eq!(own.total(), shared.total());
         let frozen = (60_697 * 512 + 12 * 1_575_936) * 4;
         assert_eq!(own.of_machine(3) - shared.of_machine(3), 2 * frozen);
+    }
+
+    /// The published whole-human model with the published LoRA and a head of 18 types.
+    #[test]
+    fn lora_on_scgpt_sends_at_least_seventy_times_less_than_full_fine_tuning() {
+        use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
+        use scpeft_model::backbone::scgpt::{Blueprint, Classifier, Heads, InputOptions, Purpose};
+        let lora = AdapterOptions::Lora(LoraOptions {
+            layers: LayerSelection::FirstHalf,
+            r: 8,
+            lora_alpha: 1.0,
+            targets: vec![Projection::Query, Projection::Value],
+            train_qkv_bias: true,
+        });
+        let blueprint = Blueprint {
+            shape: FULL,
+            inputs: InputOptions::default(),
+            heads: Heads {
+                classifier: Some(Classifier {
+                    classes: 18,
+                    layers: 3,
+                }),
+                ..Heads::default()
+            },
+            adapters: vec![lora],
+        };
+        let specs = blueprint.specs().unwrap();
+        let unfrozen = blueprint.unfreezes().unwrap();
+        let trains = |spec: &TensorSpec| {
+            spec.role != Role::Buffer && Purpose::Identification.adapts(spec, &unfrozen)
+        };
+        let setup = Setup {
+            ranks: 8,
+            tail: 5,
+            ..setup()
+        };
+        let moved = step(&specs, trains, &setup);
+        assert_eq!(moved.all_reduce_bytes, 4 * (644_114 + 5));
+        assert_eq!(moved.full_all_reduce_bytes, 4 * (51_340_819 + 5));
+        assert!(moved.saving() >= 70.0, "{}", moved.saving());
     }
 }

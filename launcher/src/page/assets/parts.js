@@ -26,11 +26,16 @@ function showHead(state) {
   say(byId("foot"), foot.join(" · "));
 }
 
+const LOST = {
+  rank: null, host: null, cause: null, last_lines: [], title: "Nobody wrote down how this run ended",
+  meaning: "it was started without scpeft-launch, or its launcher was killed. The logs below may tell more, and --resume continues from the newest checkpoint",
+};
+
 function showFailure(state) {
-  const failure = state.failure;
+  const failure = state.phase === "lost" ? LOST : state.failure;
   byId("failure").hidden = !failure;
   if (!failure) return;
-  const who = failure.rank === null ? "The run failed" : `Rank ${failure.rank}${failure.host ? ` on ${failure.host}` : ""} failed first`;
+  const who = failure.title ? failure.title : failure.rank === null ? "The run failed" : `Rank ${failure.rank}${failure.host ? ` on ${failure.host}` : ""} failed first`;
   say(byId("failure-title"), who);
   const meaning = failure.meaning ? failure.meaning[0].toUpperCase() + failure.meaning.slice(1) : "";
   const cause = failure.cause ? ` Likely cause: ${failure.cause.replaceAll("`", "")}.` : "";
@@ -91,7 +96,7 @@ function showTiles(state) {
   }
   const bad = state.ranks.filter((rank) => TROUBLE.includes(rank.health));
   const work = state.ranks.filter((rank) => rank.health === "ok").length;
-  if (over) tiles.push(tile("Ranks", count(state.ranks.length || about.world_size), bad.length ? `rank ${bad[0].rank} failed first` : "none at work", bad.length ? "bad" : ""));
+  if (over || !state.ranks.length) tiles.push(tile("Ranks", count(state.ranks.length || about.world_size), bad.length ? `rank ${bad[0].rank} failed first` : over ? "none at work" : "", bad.length ? "bad" : ""));
   else tiles.push(tile("Ranks at work", `${count(work)} of ${count(state.ranks.length)}`, bad.length ? `look at rank ${bad[0].rank}` : about.device || "", bad.length ? "bad" : ""));
   byId("tiles").replaceChildren(...tiles);
 }
@@ -269,7 +274,7 @@ function showPlan(state) {
   }
   byId("plan").hidden = !rows.length;
   byId("plan").tBodies[0].replaceChildren(...rows);
-  say(byId("plan-note"), plan ? "" : "This run recorded no plan; scpeft-train plan makes one for any number of ranks.");
+  say(byId("plan-note"), plan ? "" : "No plan is known; scpeft-train plan --json makes one.");
 }
 
 function showSettings(state) {
