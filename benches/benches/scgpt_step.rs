@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use scpeft_collective::Single;
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, Role, device};
@@ -121,7 +122,7 @@ fn measure(row: &Row, steps: usize) {
         ..Layout::cpu(0)
     };
     let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &scpeft_model::TensorSpec| task.purpose().adapts(s, &unfrozen);
+    let trains = |s: &scpeft_model::TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
     let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
     let executor = if row.recompute {
         ExecutorKind::Recompute

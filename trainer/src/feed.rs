@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use scpeft_config::{Config, GeneKey, TaskKind};
 use scpeft_data::{
-    Corpus, Corrupt, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, ScgptOptions,
-    ScgptTokenizer, Selection, Shuffle, Tokenizer, ValueStyle, Vocab,
+    Corpus, Corrupt, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, Selection, Shuffle,
+    Tokenizer,
 };
 
+use crate::backbone::Backbone;
 use crate::failure::{Failure, Result};
 use crate::settings;
 use crate::task::{Batches, LabelInfo};
@@ -15,26 +16,13 @@ use crate::task::{Batches, LabelInfo};
 /// The split name that stands for every cell of the corpus.
 const EVERY_CELL: &str = "all";
 
-/// What the backbone fixes about its input.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenConventions {
-    /// Number of expression bins.
-    pub n_bins: usize,
-    /// How values are read.
-    pub value_style: ValueStyle,
-    /// Value of padding.
-    pub pad_value: f32,
-    /// Value of masked positions.
-    pub mask_value: f32,
-}
-
 /// Corpus, tokeniser and the settings that loaders share.
 pub struct Feed {
     /// The corpus.
     pub corpus: Arc<Corpus>,
     /// How its genes match the vocabulary.
     pub overlap: Overlap,
-    tokenizer: Arc<ScgptTokenizer>,
+    tokenizer: Arc<dyn Tokenizer>,
     label: Option<String>,
 }
 
@@ -48,41 +36,16 @@ pub struct Share {
 }
 
 impl Feed {
-    /// Opens the corpus of `config` for a backbone with this vocabulary.
+    /// The feed of a corpus for a backbone.
     ///
     /// # Errors
-    /// Corpus missing or malformed, no gene in the vocabulary, label column missing.
-    pub fn open(
-        config: &Config,
-        corpus: Arc<Corpus>,
-        vocab: &Vocab,
-        conventions: TokenConventions,
-    ) -> Result<Self> {
-        let genes = vocab.match_genes(corpus.genes(), gene_key(config.data.gene_key))?;
-        let overlap = genes.overlap().clone();
-        let defaults = ScgptOptions::for_values(corpus.value_kind());
-        let options = ScgptOptions {
-            n_bins: conventions.n_bins,
-            value_style: conventions.value_style,
-            pad_value: conventions.pad_value,
-            mask_value: conventions.mask_value,
-            max_len: config.data.max_len,
-            include_zero_genes: config.data.include_zero_genes,
-            mask_ratio: config.data.mask_ratio,
-            normalize_total: config
-                .data
-                .normalize_total
-                .map(|x| x as f32)
-                .or(defaults.normalize_total),
-            log1p: config.data.log1p.unwrap_or(defaults.log1p),
-            seed: config.run.seed,
-            ..defaults
-        };
-        let tokenizer = ScgptTokenizer::new(vocab, genes, corpus.value_kind(), options)?;
+    /// No gene in the vocabulary, or settings that do not suit the backbone.
+    pub fn open(config: &Config, corpus: Arc<Corpus>, backbone: &Backbone) -> Result<Self> {
+        let (tokenizer, overlap) = backbone.tokenizer(config, &corpus)?;
         Ok(Self {
             corpus,
             overlap,
-            tokenizer: Arc::new(tokenizer),
+            tokenizer,
             label: config.data.label.clone(),
         })
     }

@@ -6,7 +6,7 @@ use scpeft_config::{
 };
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, PrefixOptions, Projection, TokenOptions,
+    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
 };
 use scpeft_model::backbone::scgpt::{self, Pooled};
 use scpeft_model::exec::{Dropout, ExecutorKind};
@@ -33,6 +33,7 @@ fn adapter(config: &Config, kind: AdapterKind) -> Option<AdapterOptions> {
             layers,
             mlp_ratio: a.mlp_ratio,
             skip_connect: a.skip_connect,
+            placement: Placement::AfterNorm,
             zero_init: a.zero_init,
         }),
         AdapterKind::Mlp => AdapterOptions::Mlp(MlpOptions {

@@ -9,7 +9,7 @@
 use scpeft_config::{ClassWeights, Select};
 use scpeft_data::{MicroBatch, StepBatches};
 use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, Projection,
 };
 use scpeft_model::backbone::scgpt::Shape;
 use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo};
@@ -42,6 +42,7 @@ pub fn adapter(kind: &str) -> AdapterOptions {
         layers,
         mlp_ratio: 0.25,
         skip_connect: true,
+        placement: Placement::AfterNorm,
         zero_init: false,
     })
 }

@@ -88,6 +88,7 @@ impl SelfAttention {
         let mixed =
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, keep, dropout, false, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, d_model])?;
+        let mixed = adapters.attention_context(layer, mixed)?;
         self.out_proj.forward(&mixed)
     }
 

@@ -1,6 +1,6 @@
 //! The arithmetic of a plan: sizes in, bytes and operations out. Nothing here reads anything.
 
-use scpeft_model::backbone::scgpt::Shape;
+use scpeft_model::backbone::Shape;
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::{Precision, Role, TensorSpec};
 use serde::Serialize;

@@ -200,7 +200,7 @@ impl Training {
             ..
         } = &mut self.assembly;
         let mut stepper = Stepper {
-            model,
+            model: model.as_ref(),
             params,
             task: task.as_ref(),
             adam: &mut self.adam,
@@ -240,7 +240,14 @@ impl Training {
             ..
         } = &self.assembly;
         let valid = &loaders.valid;
-        let evaluation = evaluate(world, model, task.as_ref(), valid, staging, &self.watch)?;
+        let evaluation = evaluate(
+            world,
+            model.as_ref(),
+            task.as_ref(),
+            valid,
+            staging,
+            &self.watch,
+        )?;
         self.exporter.add(
             &metrics::SECTION_SECONDS,
             &["eval"],

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use scpeft_collective::Collective;
 use scpeft_data::{MicroBatch, StepBatches};
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 use scpeft_model::exec::{Dropout, Pass};
 use scpeft_model::norm::Observed;
 use scpeft_model::{Params, device};
@@ -96,7 +96,7 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Stepper<'a> {
     /// The bound model.
-    pub model: &'a Scgpt,
+    pub model: &'a dyn Model,
     /// Its tensors.
     pub params: &'a mut Params,
     /// What it is trained for.

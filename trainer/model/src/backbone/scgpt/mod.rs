@@ -10,33 +10,26 @@ mod heads;
 mod model;
 mod values;
 
-use crate::adapter::{AdapterOptions, AdapterSet, BlockShape};
+use crate::adapter::{AdapterOptions, AdapterSet, BlockShape, Names};
+use crate::backbone::{Architecture, Model};
+use crate::exec::ExecutorKind;
 use crate::norm::{EmbeddingNorm, NormStyle};
 use crate::ops::LayerNorm;
-use crate::params::{Role, TensorSpec};
-use crate::{Error, Init, Result};
+use crate::params::{Params, Role, TensorSpec};
+use crate::{Init, Result};
 
-pub use freeze::Purpose;
+pub use super::{Encoded, Inputs, Purpose, Shape};
 pub use heads::{BatchLabels, Classifier, HeadSet, Heads, Mvc};
-pub use model::{Encoded, Inputs, Scgpt};
+pub use model::Scgpt;
 pub use values::{ValueEncoder, ValueStyle};
 
-/// Dimensions of the encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Vocabulary size V, special tokens included.
-    pub vocab: i64,
-    /// Width D (`embsize`).
-    pub d_model: i64,
-    /// Attention heads H (`nheads`).
-    pub n_heads: i64,
-    /// Width of the feed-forward half (`d_hid`).
-    pub d_hid: i64,
-    /// Blocks L (`nlayers`).
-    pub n_layers: usize,
-    /// Id of `<pad>`: its embedding row never trains.
-    pub pad_id: i64,
-}
+/// Names in the published checkpoints.
+pub const NAMES: Names = Names {
+    blocks: "transformer_encoder.layers",
+    attention: "self_attn",
+    separate: false,
+    token: Some("value_encoder"),
+};
 
 /// The cell embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,41 +86,19 @@ impl Blueprint {
     /// # Errors
     /// Naming the setting that does not fit.
     pub fn validate(&self) -> Result<()> {
-        let Shape {
-            d_model,
-            n_heads,
-            n_layers,
-            pad_id,
-            vocab,
-            ..
-        } = self.shape;
-        let (setting, problem) = if n_heads < 1 || d_model % n_heads != 0 {
-            (
-                "backbone.shape.n_heads",
-                format!("{n_heads} heads do not divide d_model {d_model}"),
-            )
-        } else if n_layers == 0 {
-            (
-                "backbone.shape.n_layers",
-                "must be at least 1, got 0".into(),
-            )
-        } else if !(0..vocab).contains(&pad_id) {
-            (
-                "backbone.vocab",
-                format!("the id of `<pad>` is {pad_id}, the vocabulary has {vocab} tokens"),
-            )
-        } else {
-            self.block_adapters()?;
-            return self.heads.validate();
-        };
-        Err(Error::Setting { setting, problem })
+        self.shape.validate()?;
+        self.block_adapters()?;
+        self.heads.validate()
     }
 
     fn block_shape(&self) -> BlockShape {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
-            continuous_values: self.inputs.values == ValueStyle::Continuous,
+            names: Names {
+                token: (self.inputs.values == ValueStyle::Continuous).then_some("value_encoder"),
+                ..NAMES
+            },
         }
     }
 
@@ -193,5 +164,36 @@ impl Blueprint {
     /// Settings that do not fit together.
     pub fn unfreezes(&self) -> Result<Vec<String>> {
         Ok(self.block_adapters()?.unfreezes())
+    }
+}
+
+impl Architecture for Blueprint {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn specs(&self) -> Result<Vec<TensorSpec>> {
+        Self::specs(self)
+    }
+
+    fn unfreezes(&self) -> Result<Vec<String>> {
+        Self::unfreezes(self)
+    }
+
+    fn trains_beside(&self, purpose: Purpose, name: &str) -> bool {
+        let trained = freeze::trained(purpose);
+        trained.iter().any(|start| name.starts_with(start))
+    }
+
+    fn first_in_backward(&self, trains: &dyn Fn(&TensorSpec) -> bool) -> Result<usize> {
+        Self::first_in_backward(self, trains)
+    }
+
+    fn norm(&self) -> NormStyle {
+        self.inputs.norm
+    }
+
+    fn bind_model(&self, params: &Params, executor: ExecutorKind) -> Result<Box<dyn Model>> {
+        Ok(Box::new(Scgpt::bind(self, params, executor)?))
     }
 }

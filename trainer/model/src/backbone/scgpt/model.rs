@@ -4,10 +4,12 @@ use tch::{Kind, Tensor};
 
 use super::block::Blocks;
 use super::values::ValueEncoder;
-use super::{Blueprint, CellStyle, HeadSet, InputOptions, Pooled, Shape};
+use super::{Blueprint, CellStyle, Encoded, HeadSet, InputOptions, Inputs, Pooled, Shape};
+use crate::backbone::Model;
 use crate::exec::{
-    BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, Tape, join_backward, join_forward,
+    BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, join_backward, join_forward,
 };
+use crate::head::Expression;
 use crate::norm::{EmbeddingNorm, Observed};
 use crate::ops::{LayerNorm, cast, full};
 use crate::params::{Params, Role, TensorSpec};
@@ -25,53 +27,6 @@ pub(super) fn perturbation_spec(d_model: i64, pad: i64) -> TensorSpec {
         width: d_model as usize,
     };
     TensorSpec::new(PERTURBATION.into(), &[FLAGS, d_model], init, Role::Head).in_full_precision()
-}
-
-/// A micro-batch on the device.
-#[derive(Debug)]
-pub struct Inputs {
-    /// Gene token ids: i32 or i64 `[B, S]`.
-    pub gene_ids: Tensor,
-    /// Expression bins, mask and pad values included: f32 `[B, S]`.
-    pub values: Tensor,
-    /// True where the token is padding: bool `[B, S]`; `None` when nothing is padded.
-    pub padding: Option<Tensor>,
-    /// Batch of each cell: i64 `[B]`, for models that are told of it.
-    pub batch_labels: Option<Tensor>,
-    /// Domain of all cells, for the domain-specific batch norm.
-    pub domain: Option<usize>,
-    /// Perturbation flag of each gene: i64 `[B, S]`, for the generator.
-    pub perturbation: Option<Tensor>,
-}
-
-impl Inputs {
-    /// Genes and values without anything else.
-    pub fn new(gene_ids: Tensor, values: Tensor, padding: Option<Tensor>) -> Self {
-        Self {
-            gene_ids,
-            values,
-            padding,
-            batch_labels: None,
-            domain: None,
-            perturbation: None,
-        }
-    }
-}
-
-/// The encoder's output.
-#[derive(Debug)]
-pub struct Encoded {
-    /// Token states `[B, S, D]`.
-    pub hidden: Tensor,
-    /// Normalised gene embeddings `[B, S, D]`, input of the MVC head.
-    pub genes: Tensor,
-    /// The cell embedding `[B, D]`, in full precision.
-    pub cell: Tensor,
-    /// What the backward pass needs beyond autograd: whoever calls backward on a loss of this
-    /// output calls [`Tape::backward`] afterwards.
-    pub tape: Option<Tape>,
-    /// What a batch norm saw in a training pass.
-    pub observed: Option<Observed>,
 }
 
 /// The bound model.
@@ -188,7 +143,7 @@ impl Scgpt {
         join_forward(self.blocks.as_ref())
     }
 
-    /// Gathers what [`Tape::backward`] of a training pass gathers, and computes nothing.
+    /// Gathers what [`crate::exec::Tape::backward`] of a training pass gathers, and computes nothing.
     ///
     /// # Errors
     /// When gathering fails.
@@ -324,6 +279,48 @@ impl Scgpt {
             self.blocks.need(layer, Some(layer + 1))?;
             self.blocks.block(layer, &hidden, &context)
         })
+    }
+}
+
+impl Model for Scgpt {
+    fn encode(&self, inputs: &Inputs, pass: Pass) -> Result<Encoded> {
+        Self::encode(self, inputs, pass)
+    }
+
+    fn classify(&self, encoded: &Encoded, _pass: Pass) -> Result<Tensor> {
+        self.heads.classify(encoded)
+    }
+
+    fn expression(&self, encoded: &Encoded, inputs: &Inputs) -> Result<Expression> {
+        self.heads.expression(encoded, inputs)
+    }
+
+    fn mvc(&self, encoded: &Encoded, inputs: &Inputs) -> Result<Expression> {
+        self.heads.mvc(encoded, inputs)
+    }
+
+    fn discriminate(&self, encoded: &Encoded) -> Result<Tensor> {
+        self.heads.discriminate(encoded)
+    }
+
+    fn norm(&self) -> Option<&EmbeddingNorm> {
+        Self::norm(self)
+    }
+
+    fn constrain(&self) -> Result<()> {
+        Self::constrain(self)
+    }
+
+    fn is_sharded(&self) -> bool {
+        Self::is_sharded(self)
+    }
+
+    fn join_forward(&self) -> Result<()> {
+        Self::join_forward(self)
+    }
+
+    fn join_backward(&self) -> Result<()> {
+        Self::join_backward(self)
     }
 }
 
