@@ -304,10 +304,26 @@ impl AdapterSet {
         self.0.iter().flat_map(|a| a.specs(shape)).collect()
     }
 
-    /// Tensors of adapters that act on the embedding alone.
-    pub(crate) fn embedding_specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
+    /// The first block that takes part in a backward pass when `trains` says which tensors of the
+    /// `encoder` and of adapters train; the number of blocks when there is none.
+    pub(crate) fn first_in_backward(
+        &self,
+        encoder: &[TensorSpec],
+        shape: BlockShape,
+        trains: &dyn Fn(&TensorSpec) -> bool,
+    ) -> usize {
         let on_embedding = self.0.iter().filter(|a| a.layers().is_empty());
-        on_embedding.flat_map(|a| a.specs(shape)).collect()
+        let on_embedding: Vec<TensorSpec> = on_embedding.flat_map(|a| a.specs(shape)).collect();
+        let before = encoder.iter().filter(|s| s.block.is_none());
+        if before.chain(&on_embedding).any(trains) {
+            return 0;
+        }
+        let trained: Vec<usize> = (encoder.iter().filter(|s| trains(s)))
+            .filter_map(|s| s.block)
+            .collect();
+        let mut layers = 0..shape.n_layers;
+        let first = layers.find(|layer| self.attached(*layer) || trained.contains(layer));
+        first.unwrap_or(shape.n_layers)
     }
 
     /// Backbone tensors that train along.

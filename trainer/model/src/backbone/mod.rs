@@ -5,6 +5,8 @@
 //! alone. What a task asks for ([`Heads`]) and what a micro-batch holds ([`Inputs`]) is the same
 //! for all backbones; a model that has no such head says so.
 
+pub mod geneformer;
+mod post_norm;
 pub mod scgpt;
 
 use tch::Tensor;

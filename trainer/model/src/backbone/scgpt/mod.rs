@@ -4,17 +4,17 @@
 //! The generator of perturbed expression is the same encoder with perturbation flags added to the
 //! embedding and an affine decoder: see [`Heads::affine`].
 
-mod block;
 mod freeze;
 mod heads;
 mod model;
 mod values;
 
 use crate::adapter::{AdapterOptions, AdapterSet, BlockShape, Names};
+use crate::backbone::post_norm::{Activation, BlockStyle, Blocks, Parts};
 use crate::backbone::{Architecture, Model};
 use crate::exec::ExecutorKind;
 use crate::norm::{EmbeddingNorm, NormStyle};
-use crate::ops::LayerNorm;
+use crate::ops::{LAYER_NORM_EPS, LayerNorm};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Init, Result};
 
@@ -29,6 +29,20 @@ pub const NAMES: Names = Names {
     attention: "self_attn",
     separate: false,
     token: Some("value_encoder"),
+};
+
+const BLOCKS: BlockStyle = BlockStyle {
+    names: NAMES,
+    parts: Parts {
+        out_proj: "self_attn.out_proj",
+        linear1: "linear1",
+        linear2: "linear2",
+        norm1: "norm1",
+        norm2: "norm2",
+    },
+    norm_eps: LAYER_NORM_EPS,
+    activation: Activation::Relu,
+    activation_dropout: true,
 };
 
 /// The cell embedding.
@@ -133,7 +147,7 @@ impl Blueprint {
             specs.push(model::perturbation_spec(d_model, pad));
         }
         specs.extend(EmbeddingNorm::specs(self.inputs.norm, d_model));
-        specs.extend(block::Blocks::specs(self.shape));
+        specs.extend(Blocks::specs(self.shape, BLOCKS));
         specs
     }
 
@@ -144,18 +158,7 @@ impl Blueprint {
     /// Settings that do not fit together.
     pub fn first_in_backward(&self, trains: impl Fn(&TensorSpec) -> bool) -> Result<usize> {
         let adapters = self.block_adapters()?;
-        let on_embedding = adapters.embedding_specs(self.block_shape());
-        let encoder = self.encoder_specs();
-        let before = encoder.iter().filter(|s| s.block.is_none());
-        if before.chain(&on_embedding).any(&trains) {
-            return Ok(0);
-        }
-        let trained: Vec<usize> = (encoder.iter().filter(|s| trains(s)))
-            .filter_map(|s| s.block)
-            .collect();
-        let mut layers = 0..self.shape.n_layers;
-        let first = layers.find(|layer| adapters.attached(*layer) || trained.contains(layer));
-        Ok(first.unwrap_or(self.shape.n_layers))
+        Ok(adapters.first_in_backward(&self.encoder_specs(), self.block_shape(), &trains))
     }
 
     /// Names of the backbone tensors that the adapters train along.

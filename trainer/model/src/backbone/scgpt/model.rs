@@ -2,10 +2,10 @@ use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
-use super::block::Blocks;
 use super::values::ValueEncoder;
-use super::{Blueprint, CellStyle, Encoded, HeadSet, InputOptions, Inputs, Pooled, Shape};
+use super::{BLOCKS, Blueprint, CellStyle, Encoded, HeadSet, InputOptions, Inputs, Pooled, Shape};
 use crate::backbone::Model;
+use crate::backbone::post_norm::{Blocks, block_context, strip_prefix};
 use crate::exec::{
     BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, join_backward, join_forward,
 };
@@ -53,12 +53,7 @@ impl Scgpt {
     /// When `params` was not built from the blueprint's specs, or is sharded and `executor` keeps
     /// what it needs of blocks.
     pub fn bind(blueprint: &Blueprint, params: &Params, executor: ExecutorKind) -> Result<Self> {
-        if params.store().is_some() && executor != ExecutorKind::Recompute {
-            return Err(Error::Setting {
-                setting: "backbone.shard",
-                problem: "sharded blocks must be recomputed in the backward pass".into(),
-            });
-        }
+        executor.require_recompute(params)?;
         let Blueprint {
             shape,
             inputs,
@@ -80,7 +75,7 @@ impl Scgpt {
             },
             norm: EmbeddingNorm::bind(params, inputs.norm)?,
             compute: params.precision().compute(),
-            blocks: Rc::new(Blocks::bind(params, shape, adapters)?),
+            blocks: Rc::new(Blocks::bind(params, shape, BLOCKS, adapters)?),
             executor: executor.build(),
             heads: HeadSet::bind(params, heads)?,
         })
@@ -116,7 +111,7 @@ impl Scgpt {
             None => genes,
         };
         let hidden = match self.blocks.adapters.prefix() {
-            Some((_, length)) => strip_prefix(&run.hidden, length)?,
+            Some((_, length)) => strip_prefix(&run.hidden, 1, length)?,
             None => run.hidden,
         };
         let cell = self.cell(&hidden, inputs)?;
@@ -188,24 +183,9 @@ impl Scgpt {
     }
 
     fn context(&self, inputs: &Inputs, pass: Pass) -> Result<BlockContext> {
-        let keep = match &inputs.padding {
-            Some(padding) => Some(padding.f_logical_not()?.f_unsqueeze(1)?.f_unsqueeze(1)?),
-            None => None,
-        };
-        let keep_prefixed = match (&keep, self.blocks.adapters.prefix()) {
-            (Some(keep), Some((_, length))) => {
-                let (batch, seq) = inputs.gene_ids.size2()?;
-                let own = Tensor::f_ones([batch, 1, 1, length], (Kind::Bool, keep.device()))?;
-                let (cls, genes) = (keep.f_narrow(3, 0, 1)?, keep.f_narrow(3, 1, seq - 1)?);
-                Some(Tensor::f_cat(&[cls, own, genes], 3)?)
-            }
-            _ => None,
-        };
-        Ok(BlockContext {
-            keep,
-            keep_prefixed,
-            pass,
-        })
+        let size = inputs.gene_ids.size2()?;
+        let prefix = self.blocks.adapters.prefix();
+        block_context(size, inputs.padding.as_ref(), prefix, pass)
     }
 
     fn cell(&self, hidden: &Tensor, inputs: &Inputs) -> Result<Tensor> {
@@ -263,8 +243,8 @@ impl Scgpt {
             let raw = self.blocks.raw_scores(layer, &hidden)?;
             match self.blocks.adapters.prefix() {
                 Some((first, length)) if first <= layer => {
-                    let rows = strip_dim(&raw, 2, length)?;
-                    strip_dim(&rows, 3, length)
+                    let rows = strip_prefix(&raw, 2, length)?;
+                    strip_prefix(&rows, 3, length)
                 }
                 _ => Ok(raw),
             }
@@ -322,16 +302,4 @@ impl Model for Scgpt {
     fn join_backward(&self) -> Result<()> {
         Self::join_backward(self)
     }
-}
-
-/// Hidden states without the prefix after position 0.
-fn strip_prefix(hidden: &Tensor, length: i64) -> Result<Tensor> {
-    strip_dim(hidden, 1, length)
-}
-
-fn strip_dim(x: &Tensor, dim: i64, length: i64) -> Result<Tensor> {
-    let size = x.size()[dim as usize];
-    let first = x.f_narrow(dim, 0, 1)?;
-    let rest = x.f_narrow(dim, 1 + length, size - 1 - length)?;
-    Ok(Tensor::f_cat(&[first, rest], dim)?)
 }
