@@ -242,6 +242,7 @@ fn values_out_of_range_are_named() {
         ("train.step_gamma=0", "> 0 and <= 1"),
         ("train.min_lr_ratio=1.5", ">= 0 and <= 1"),
         ("train.clip_norm=-1", ">= 0"),
+        ("train.ema_decay=1", ">= 0 and < 1"),
         ("train.non_finite_limit=0", ">= 1"),
         ("data.max_len=1", ">= 2"),
         ("data.mask_ratio=1", ">= 0 and < 1"),
@@ -282,6 +283,10 @@ fn values_out_of_range_are_named() {
 #[test]
 fn values_that_do_not_fit_each_other_are_named_with_the_remedy() {
     for (overrides, expected) in [
+        (
+            vec!["train.ema_evaluate=false"],
+            "`train.ema_evaluate` has no effect without `train.ema_decay`",
+        ),
         (
             vec!["backbone.path=b"],
             "`backbone.path` and `backbone.init` exclude each other",

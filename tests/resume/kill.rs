@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod ema;
+
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
     Lab, adapter_bytes, assert_refused, assert_same_curve, logged_lines, loss_curve, rank_pids,

@@ -283,6 +283,14 @@ section! {
         min_lr_ratio: f64 = 0.0;
         /// Largest global gradient norm; longer gradients are scaled down. Default 1; 0 = off.
         clip_norm: f64 = 1.0;
+        /// Keep a moving average of everything that trains: a weighted mean of its values after each
+        /// update, those k updates ago weighing `ema_decay`^k. Default 0 = off; below 1, for example
+        /// 0.999. Training itself is the same with and without.
+        ema_decay: f64 = 0.0;
+        /// With `ema_decay`: evaluate the averages, pick the best checkpoint by them, and put them
+        /// into the adapter directories, which predictions and other programs read. Default `true`;
+        /// `false` only keeps them in `trainer.safetensors`.
+        ema_evaluate: bool = true;
         /// Stop after this many epochs without a better validation metric. Default 0 = off.
         early_stop_patience: u64 = 0;
         /// The metric that picks the best checkpoint: `loss`, `macro_f1`, `balanced_accuracy`, or

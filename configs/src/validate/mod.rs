@@ -528,6 +528,14 @@ fn train(config: &Config, check: &mut Check<'_>) {
         );
     }
     check.not_negative("train.clip_norm", train.clip_norm);
+    check.below_one("train.ema_decay", train.ema_decay);
+    if !train.ema_evaluate && train.ema_decay == 0.0 {
+        check.conflict(
+            "train.ema_evaluate",
+            "`train.ema_evaluate` has no effect without `train.ema_decay`",
+            "remove it, or set `train.ema_decay`",
+        );
+    }
     check.at_least("train.non_finite_limit", train.non_finite_limit, 1);
 }
 

@@ -18,7 +18,7 @@ use crate::assembly::Assembly;
 use crate::backbone::to_tensor;
 use crate::failure::{Failure, Result};
 use crate::identity::{Allowed, Identity};
-use crate::optim::Adam;
+use crate::optim::{Adam, Ema};
 use crate::selection::ModelSelection;
 
 pub(crate) use saver::{Finished, Saver};
@@ -29,6 +29,9 @@ const TRAINER: &str = "trainer.safetensors";
 const STATE: &str = "state.json";
 const FIRST_MOMENT: &str = "adam.first_moment";
 const SECOND_MOMENT: &str = "adam.second_moment";
+const EMA_MEAN: &str = "ema.mean";
+/// The trained values, where the adapter directory holds their moving averages instead.
+const PARAMETERS: &str = "parameters";
 
 /// Where the run stands: what is next, not what was last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -58,9 +61,21 @@ struct State {
     format_version: u32,
     cursor: Cursor,
     updates: u64,
+    /// Of a run with a moving average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ema: Option<EmaState>,
     selection: ModelSelection,
     world_size: usize,
     identity: Identity,
+}
+
+/// The moving average in `state.json`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct EmaState {
+    /// Updates that it is over.
+    updates: u64,
+    /// The adapter directory holds the averages; the trained values are in the trainer's file.
+    in_adapter: bool,
 }
 
 /// A run directory.
@@ -220,6 +235,7 @@ pub(crate) fn restore(
     config: &Config,
     assembly: &mut Assembly,
     adam: &mut Adam,
+    ema: Option<&mut Ema>,
     selection: &mut ModelSelection,
     allowed: &Allowed,
 ) -> Result<(Cursor, Vec<String>)> {
@@ -244,16 +260,19 @@ pub(crate) fn restore(
         assembly.backbone.shape.n_layers,
         &assembly.params,
     )?;
-    assembly.model.constrain()?;
-    let moments = TensorFile::open(&path.join(TRAINER))?;
-    let moment = |name: &str| -> Result<tch::Tensor> {
-        Ok(to_tensor(&moments.get(name)?)?.f_to_device(assembly.params.device())?)
+    let stored = TensorFile::open(&path.join(TRAINER))?;
+    let flat = |name: &str| -> Result<tch::Tensor> {
+        Ok(to_tensor(&stored.get(name)?)?.f_to_device(assembly.params.device())?)
     };
-    adam.restore(
-        &moment(FIRST_MOMENT)?,
-        &moment(SECOND_MOMENT)?,
-        state.updates,
-    )?;
+    if state.ema.is_some_and(|ema| ema.in_adapter) {
+        let mut own = assembly.params.flat().shallow_clone();
+        own.f_copy_(&flat(PARAMETERS)?)?;
+    }
+    assembly.model.constrain()?;
+    adam.restore(&flat(FIRST_MOMENT)?, &flat(SECOND_MOMENT)?, state.updates)?;
+    if let (Some(ema), Some(state)) = (ema, state.ema) {
+        ema.restore(&flat(EMA_MEAN)?, state.updates)?;
+    }
     selection.resume(&state.selection);
     Ok((state.cursor, changed))
 }

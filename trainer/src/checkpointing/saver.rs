@@ -7,12 +7,12 @@ use scpeft_config::Config;
 
 use super::snapshot::{Shapes, Snapshot};
 use super::writer::{Done, Evaluated, Job, Plan, Writer};
-use super::{Progress, RunDir, STATE_VERSION, State};
+use super::{EmaState, Progress, RunDir, STATE_VERSION, State};
 use crate::adapter_file::{self, AdapterForm};
 use crate::assembly::Assembly;
 use crate::failure::{Failure, Result};
 use crate::identity::Identity;
-use crate::optim::Adam;
+use crate::optim::{Adam, Ema};
 
 /// A save that has ended.
 #[derive(Debug)]
@@ -55,7 +55,8 @@ impl Saver {
             store.mark_best(step)?;
         }
         let shapes = Shapes::of(&assembly.params);
-        let spare = Some(Snapshot::reserve(&shapes));
+        let averaged = config.train.ema_decay > 0.0;
+        let spare = Some(Snapshot::reserve(&shapes, averaged));
         let keep = &config.checkpoint;
         let plan = Plan {
             store: store.clone(),
@@ -87,6 +88,7 @@ impl Saver {
         config: &Config,
         assembly: &Assembly,
         adam: &Adam,
+        ema: Option<&Ema>,
         progress: &Progress<'_>,
         evaluated: Option<Evaluated>,
     ) -> Result<()> {
@@ -94,11 +96,15 @@ impl Saver {
             let message = "a checkpoint was begun before the one before it had ended";
             return Err(Failure::new(scpeft_protocol::exit::INTERNAL, message));
         };
-        snapshot.take(&assembly.params, adam)?;
+        snapshot.take(&assembly.params, adam, ema)?;
         let state = State {
             format_version: STATE_VERSION,
             cursor: *progress.cursor,
             updates: adam.state().2,
+            ema: ema.map(|ema| EmaState {
+                updates: ema.state().1,
+                in_adapter: config.train.ema_evaluate && ema.is_known(),
+            }),
             selection: progress.selection.clone(),
             world_size: progress.world_size,
             identity: Identity::of(config, assembly),

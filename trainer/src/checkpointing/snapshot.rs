@@ -6,7 +6,7 @@ use scpeft_model::Params;
 use tch::{Kind, Tensor};
 
 use crate::failure::Result;
-use crate::optim::Adam;
+use crate::optim::{Adam, Ema};
 
 /// Names and shapes of the trainable tensors and running statistics, in the order of the model.
 #[derive(Debug, Clone)]
@@ -34,18 +34,20 @@ impl Shapes {
 #[derive(Debug)]
 pub(super) struct Snapshot {
     /// Trainable parameters `[n]`.
-    flat: Vec<f32>,
+    pub(super) flat: Vec<f32>,
     /// Moments of the optimizer `[n]` each.
     pub(super) first: Vec<f32>,
     pub(super) second: Vec<f32>,
+    /// Moving average of the parameters `[n]`; empty in a run without one.
+    pub(super) mean: Vec<f32>,
     /// Running statistics, one after the other.
     statistics: Vec<f32>,
 }
 
 impl Snapshot {
-    /// Memory for a model of these shapes, written to once so that the system has handed it out
-    /// before the first checkpoint needs it.
-    pub(super) fn reserve(shapes: &Shapes) -> Self {
+    /// Memory for a model of these shapes, with a moving average or without, written to once so that
+    /// the system has handed it out before the first checkpoint needs it.
+    pub(super) fn reserve(shapes: &Shapes, averaged: bool) -> Self {
         let count = |list: &[(String, Vec<usize>)]| -> usize {
             list.iter()
                 .map(|(_, shape)| shape.iter().product::<usize>())
@@ -61,6 +63,7 @@ impl Snapshot {
             flat: touched(n),
             first: touched(n),
             second: touched(n),
+            mean: touched(if averaged { n } else { 0 }),
             statistics: touched(count(&shapes.statistics)),
         }
     }
@@ -69,13 +72,17 @@ impl Snapshot {
     ///
     /// # Errors
     /// Only if libtorch fails.
-    pub(super) fn take(&mut self, params: &Params, adam: &Adam) -> Result<()> {
+    pub(super) fn take(&mut self, params: &Params, adam: &Adam, ema: Option<&Ema>) -> Result<()> {
         let (first, second, _) = adam.state();
+        let mean = ema.map(|ema| (ema.state().0, &mut self.mean));
         for (tensor, memory) in [
             (params.flat(), &mut self.flat),
             (first, &mut self.first),
             (second, &mut self.second),
-        ] {
+        ]
+        .into_iter()
+        .chain(mean)
+        {
             let n = memory.len();
             tensor.f_copy_data(memory, n)?;
         }
@@ -88,11 +95,12 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Trainable tensors and running statistics by name.
-    pub(super) fn tensors(&self, shapes: &Shapes) -> Vec<(String, HostTensor<'_>)> {
+    /// Trainable tensors, or their moving averages, and running statistics by name.
+    pub(super) fn tensors(&self, shapes: &Shapes, averaged: bool) -> Vec<(String, HostTensor<'_>)> {
+        let trainable = if averaged { &self.mean } else { &self.flat };
         let mut tensors = Vec::with_capacity(shapes.trainable.len() + shapes.statistics.len());
         for (list, values) in [
-            (&shapes.trainable, &self.flat),
+            (&shapes.trainable, trainable),
             (&shapes.statistics, &self.statistics),
         ] {
             let mut offset = 0;

@@ -8,7 +8,7 @@ use scpeft_checkpoint::{CheckpointStore, HostTensor, Policy, Score, fsx, write_s
 use scpeft_protocol::exit;
 
 use super::snapshot::{Shapes, Snapshot};
-use super::{FIRST_MOMENT, SECOND_MOMENT, STATE, State, TRAINER};
+use super::{EMA_MEAN, FIRST_MOMENT, PARAMETERS, SECOND_MOMENT, STATE, State, TRAINER};
 use crate::adapter_file::AdapterForm;
 use crate::failure::{Failure, Result};
 
@@ -63,16 +63,24 @@ impl Plan {
 
     fn fill(&self, dir: &Path, job: &Job) -> Result<()> {
         let snapshot = &job.snapshot;
-        self.form.write(dir, &snapshot.tensors(&self.shapes))?;
+        let averaged = job.state.ema.is_some_and(|ema| ema.in_adapter);
+        self.form
+            .write(dir, &snapshot.tensors(&self.shapes, averaged))?;
         let flat = |name: &str, values| {
             let shape = vec![<[f32]>::len(values)];
             (name.to_owned(), HostTensor::borrow_f32(shape, values))
         };
-        let moments = [
+        let mut tensors = vec![
             flat(FIRST_MOMENT, &snapshot.first),
             flat(SECOND_MOMENT, &snapshot.second),
         ];
-        write_safetensors(&dir.join(TRAINER), &moments)?;
+        if job.state.ema.is_some() {
+            tensors.push(flat(EMA_MEAN, &snapshot.mean));
+        }
+        if averaged {
+            tensors.push(flat(PARAMETERS, &snapshot.flat));
+        }
+        write_safetensors(&dir.join(TRAINER), &tensors)?;
         let text = serde_json::to_string_pretty(&job.state)
             .map_err(|e| Failure::new(exit::INTERNAL, format!("{STATE}: {e}")))?;
         Ok(fsx::write_atomic(&dir.join(STATE), text.as_bytes())?)

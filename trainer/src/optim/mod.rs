@@ -1,9 +1,12 @@
-//! The update of the flat parameter buffer: clipping, Adam and AdamW, learning-rate schedules.
+//! The update of the flat parameter buffer: clipping, Adam and AdamW, learning-rate
+//! schedules, the moving average.
 
 mod adam;
+mod ema;
 mod schedule;
 
 pub use adam::{Adam, AdamOptions};
+pub use ema::Ema;
 pub use schedule::{Schedule, Shape};
 
 use tch::{Kind, Tensor};

@@ -47,6 +47,8 @@ pub struct Setup {
     pub passes: usize,
     /// Elements behind the gradients in their all-reduce.
     pub tail: usize,
+    /// A moving average of what trains is kept.
+    pub averaged: bool,
     /// Attention keeps its probabilities: dropout on them, on a CPU.
     pub keeps_probabilities: bool,
     /// Cells that the loader holds ready as tokens, and decoded in row groups.
@@ -88,7 +90,7 @@ pub struct Memory {
     pub frozen_rest: u64,
     /// Gathered blocks, at most.
     pub gathered: u64,
-    /// Trained tensors, their gradients and both moments.
+    /// Trained tensors, their gradients, both moments, and the moving average if there is one.
     pub trainable: u64,
     /// Activations of a micro-batch at the peak (an estimate).
     pub activations: u64,
@@ -185,7 +187,7 @@ pub fn memory(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup:
         frozen_blocks,
         frozen_rest: rest,
         gathered,
-        trainable: full * (4 * n + setup.tail as u64),
+        trainable: full * ((4 + u64::from(setup.averaged)) * n + setup.tail as u64),
         activations,
         loader: ready as u64 * tokens * TOKEN_BYTES + decoded as u64 * tokens * GENE_BYTES,
         process: PROCESS + (activations / ALLOCATOR_SHARE).min(ALLOCATOR_MOST),
@@ -297,6 +299,7 @@ mod tests {
             tokens: 512,
             passes: 1,
             tail: 4,
+            averaged: false,
             keeps_probabilities: false,
             loader_cells: (0, 0),
             ranks: 1,
@@ -371,6 +374,17 @@ mod tests {
             [gathers(12, 0), gathers(12, 12), gathers(1, 0)],
             [22, 12, 0]
         );
+    }
+
+    #[test]
+    fn a_moving_average_is_one_more_copy_of_what_trains() {
+        let averaged = Setup {
+            averaged: true,
+            ..setup()
+        };
+        let more = memory(&specs(), trains, &averaged).total();
+        let than = memory(&specs(), trains, &setup()).total();
+        assert_eq!(more - than, 4 * (790_272 + 536_594));
     }
 
     #[test]

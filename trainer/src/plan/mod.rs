@@ -103,6 +103,7 @@ impl Plan {
                 architecture.norm(),
                 shape.d_model as usize,
             ),
+            averaged: config.train.ema_decay > 0.0,
             keeps_probabilities: settings::dropout(config, Device::Cpu).attention > 0.0,
             loader_cells: (
                 config.data.prefetch_steps * config.train.batch_cells.div_ceil(ranks),

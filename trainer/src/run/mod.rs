@@ -26,7 +26,7 @@ use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
-use crate::optim::{Adam, Schedule};
+use crate::optim::{Adam, Ema, Schedule};
 use crate::record::Recorder;
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
@@ -111,6 +111,8 @@ struct Training {
     config: Config,
     assembly: Assembly,
     adam: Adam,
+    /// Moving average of the parameters, when the run keeps one.
+    ema: Option<Ema>,
     schedule: Schedule,
     cursor: Cursor,
     selection: ModelSelection,
@@ -212,6 +214,9 @@ impl Training {
             watch: &self.watch,
         };
         let report = stepper.step(world, self.cursor.step, batch, stop)?;
+        if let Some(ema) = self.ema.as_mut().filter(|_| report.skipped.is_none()) {
+            ema.observe(params.flat())?;
+        }
         self.bad_steps = match report.skipped {
             Some(Skip::NonFinite) => self.bad_steps + 1,
             _ => 0,
@@ -235,19 +240,19 @@ impl Training {
         self.watch.enter(Section::Eval);
         let Assembly {
             model,
+            params,
             task,
             staging,
             ..
         } = &self.assembly;
         let valid = &loaders.valid;
-        let evaluation = evaluate(
-            world,
-            model.as_ref(),
-            task.as_ref(),
-            valid,
-            staging,
-            &self.watch,
-        )?;
+        let model = model.as_ref();
+        let run = || evaluate(world, model, task.as_ref(), valid, staging, &self.watch);
+        let averaged = self.config.train.ema_evaluate;
+        let evaluation = match self.ema.as_ref().filter(|e| averaged && e.is_known()) {
+            Some(ema) => ema.in_place_of(params.flat(), run)?,
+            None => run()?,
+        };
         self.exporter.add(
             &metrics::SECTION_SECONDS,
             &["eval"],

@@ -33,9 +33,10 @@ impl Training {
             config,
             assembly,
             adam,
+            ema,
             ..
         } = self;
-        (outputs.saver).start(config, assembly, adam, &progress, evaluated)?;
+        (outputs.saver).start(config, assembly, adam, ema.as_ref(), &progress, evaluated)?;
         let seconds = begun.elapsed().as_secs_f64();
         let e = &self.exporter;
         e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);

@@ -16,7 +16,7 @@ use crate::failure::{Failure, Result};
 use crate::identity::Allowed;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
-use crate::optim::{Adam, AdamOptions, Schedule, Shape};
+use crate::optim::{Adam, AdamOptions, Ema, Schedule, Shape};
 use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
@@ -35,6 +35,10 @@ impl Training {
         let config = resolved.config.clone();
         let loaders = assembly.loaders(&config, world.topology())?;
         let mut adam = Adam::new(adam_options(&config), assembly.params.flat())?;
+        let mut ema = match config.train.ema_decay {
+            0.0 => None,
+            decay => Some(Ema::new(decay, assembly.params.flat())?),
+        };
         let (_, larger) = assembly.task.selection();
         let mut selection = ModelSelection::new(larger, config.train.early_stop_patience);
         let mut cursor = Cursor::default();
@@ -46,6 +50,7 @@ impl Training {
                 &config,
                 &mut assembly,
                 &mut adam,
+                ema.as_mut(),
                 &mut selection,
                 &allowed,
             )?;
@@ -58,6 +63,7 @@ impl Training {
             config,
             assembly,
             adam,
+            ema,
             schedule,
             cursor,
             selection,
