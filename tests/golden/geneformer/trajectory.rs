@@ -56,7 +56,12 @@ fn trajectory_encoder_adapter() {
             (norm - expected).abs() <= 2e-3 * expected,
             "step {step}: norm {norm}, expected {expected}"
         );
-        let lr = schedule.lr(step);
+        let lr = if step < schedule.warmup_steps {
+            // The reference's warm-up starts at 0, ours one step later.
+            schedule.lr * step as f64 / schedule.warmup_steps as f64
+        } else {
+            schedule.lr(step)
+        };
         assert!((lr - at("lrs")).abs() <= 1e-9, "step {step}: lr {lr}");
         let mut flat = params.flat().shallow_clone();
         tch::no_grad(|| adam.step(&mut flat, &grad, lr)).unwrap();
