@@ -24,7 +24,7 @@ use scpeft_trainer::step::{Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
-use full_size::{SHAPE, adapter, batch, median, micro_batch, peak_mib, task};
+use full_size::{SHAPE, adapter, batch, cpu_seconds, median, micro_batch, peak_mib, task};
 
 const THREADS: usize = 2;
 const CELLS: usize = 8;
@@ -185,20 +185,6 @@ fn measure(row: &Row, steps: usize) {
         }
     }
     println!("{} {} {}", median(wall), median(cpu), peak_mib());
-}
-
-/// User and system time of this process.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
-    let after = stat.rsplit(')').next().expect("a command name");
-    let ticks: f64 = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|t| t.parse::<f64>().expect("ticks"))
-        .sum();
-    // Linux reports 100 ticks a second to programs, whatever its own clock.
-    ticks / 100.0
 }
 
 /// Runs one row in a process of its own.

@@ -35,6 +35,7 @@ mod torch_zip;
 pub use error::{Error, Result};
 pub use mapped::{MappedTensor, Mapping};
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
+pub use published::geneformer::GeneformerDirectory;
 pub use published::scgpt::ScgptDirectory;
 pub use published::{LoadReport, fingerprint};
 pub use retention::Policy;

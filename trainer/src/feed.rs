@@ -60,27 +60,7 @@ impl Feed {
     /// # Errors
     /// No such column or value, or no cell in it.
     pub fn split(&self, config: &Config, name: &str) -> Result<Selection> {
-        let selection = if name == EVERY_CELL {
-            Selection::all(&self.corpus)
-        } else {
-            Selection::where_equals(&self.corpus, &config.data.split_column, &[name]).map_err(|error| {
-                let failure = Failure::from(error);
-                Failure::new(
-                    failure.code,
-                    format!(
-                        "{}\nhelp: `scpeft-data import --split train=0.8,valid=0.1,test=0.1` writes a split column; \
-                         the split name `{EVERY_CELL}` means every cell",
-                        failure.message
-                    ),
-                )
-            })?
-        };
-        if selection.cells() == 0 {
-            return Err(Failure::data(format!(
-                "split `{name}`: the corpus has no such cells"
-            )));
-        }
-        Ok(selection)
+        split(&self.corpus, config, name)
     }
 
     /// The cells of a split that the task can train on or score: for identification those with a
@@ -290,6 +270,34 @@ impl Feed {
             ..LoaderOptions::default()
         }
     }
+}
+
+/// The cells of a split; the name `all` means every cell.
+///
+/// # Errors
+/// No such column or value, or no cell in it.
+pub(crate) fn split(corpus: &Corpus, config: &Config, name: &str) -> Result<Selection> {
+    let selection = if name == EVERY_CELL {
+        Selection::all(corpus)
+    } else {
+        Selection::where_equals(corpus, &config.data.split_column, &[name]).map_err(|error| {
+            let failure = Failure::from(error);
+            Failure::new(
+                failure.code,
+                format!(
+                    "{}\nhelp: `scpeft-data import --split train=0.8,valid=0.1,test=0.1` writes a split column; \
+                     the split name `{EVERY_CELL}` means every cell",
+                    failure.message
+                ),
+            )
+        })?
+    };
+    if selection.cells() == 0 {
+        return Err(Failure::data(format!(
+            "split `{name}`: the corpus has no such cells"
+        )));
+    }
+    Ok(selection)
 }
 
 /// Cells of a micro-batch: as configured, else an equal share of the global batch per rank.

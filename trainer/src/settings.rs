@@ -33,7 +33,10 @@ fn adapter(config: &Config, kind: AdapterKind) -> Option<AdapterOptions> {
             layers,
             mlp_ratio: a.mlp_ratio,
             skip_connect: a.skip_connect,
-            placement: Placement::AfterNorm,
+            placement: match a.placement {
+                scpeft_config::Placement::AfterNorm => Placement::AfterNorm,
+                scpeft_config::Placement::Context => Placement::Context,
+            },
             zero_init: a.zero_init,
         }),
         AdapterKind::Mlp => AdapterOptions::Mlp(MlpOptions {

@@ -1,6 +1,7 @@
 //! Published checkpoints: one module per family, and what they share: the report of a load and
 //! the fingerprint of a set of tensors.
 
+pub mod geneformer;
 pub mod scgpt;
 pub mod scpeft;
 

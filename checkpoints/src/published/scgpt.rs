@@ -231,6 +231,14 @@ impl ScgptDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
+        if !dir.join("args.json").exists() && dir.join("config.json").exists() {
+            return Err(Error::OtherBackbone {
+                dir: dir.to_owned(),
+                found: "a Geneformer",
+                wanted: "an scGPT",
+                architecture: "geneformer",
+            });
+        }
         let missing = |wanted: &str| Error::MissingFile {
             dir: dir.to_owned(),
             wanted: wanted.to_owned(),

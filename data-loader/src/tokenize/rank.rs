@@ -9,12 +9,14 @@ use crate::genes::GeneTable;
 use crate::vocab::{CLS, GeneKey, Overlap, PAD};
 use crate::{Error, Result};
 
+pub use super::medians::gene_medians;
+
 /// The token of a gene that is hidden.
 pub const MASK: &str = "<mask>";
 /// The token that ends a cell.
 pub const EOS: &str = "<eos>";
 /// What the counts of a cell are scaled to.
-const TARGET_SUM: f32 = 10_000.0;
+pub(super) const TARGET_SUM: f32 = 10_000.0;
 const NO_TOKEN: i32 = -1;
 /// Corpus genes without a token that are named.
 const MISSES: usize = 8;

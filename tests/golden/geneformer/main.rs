@@ -10,4 +10,5 @@ mod backbone;
 mod counts;
 mod executors;
 mod golden;
+mod tokens;
 mod trajectory;

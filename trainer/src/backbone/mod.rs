@@ -3,6 +3,7 @@
 //! Each family is a file here and a line in [`family`]: it opens a backbone, makes the tokeniser that
 //! goes with it, and says which architecture it is. All else asks [`Backbone`].
 
+mod geneformer;
 mod scgpt;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use scpeft_checkpoint::published::Weights;
 use scpeft_checkpoint::{Dtype, HostTensor, Mapping, fsx};
 use scpeft_config::{Config, Trainable};
 use scpeft_data::{Corpus, Overlap, Tokenizer};
+use scpeft_model::adapter::Names;
 use scpeft_model::backbone::{Architecture, Heads, Shape};
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -26,11 +28,20 @@ const IN_RUN_DIR: &str = "backbone";
 fn family(architecture: scpeft_config::Architecture) -> &'static dyn Family {
     match architecture {
         scpeft_config::Architecture::Scgpt => &scgpt::Scgpt,
+        scpeft_config::Architecture::Geneformer => &geneformer::Geneformer,
     }
+}
+
+/// How the model of an architecture names its tensors.
+pub(crate) fn names(architecture: scpeft_config::Architecture) -> Names {
+    family(architecture).names()
 }
 
 /// A kind of backbone: how it is opened.
 trait Family {
+    /// How the model names its tensors.
+    fn names(&self) -> Names;
+
     /// The backbone that the configuration names.
     fn for_training(&self, config: &Config, corpus: &Corpus) -> Result<Backbone>;
 

@@ -7,7 +7,8 @@ use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary};
 use scpeft_checkpoint::{ScgptDirectory, fsx};
 use scpeft_config::Config;
 use scpeft_data::{Corpus, Overlap, ScgptOptions, ScgptTokenizer, Tokenizer, Vocab};
-use scpeft_model::backbone::scgpt::{Blueprint, ValueStyle};
+use scpeft_model::adapter::Names;
+use scpeft_model::backbone::scgpt::{Blueprint, NAMES, ValueStyle};
 use scpeft_model::backbone::{Architecture, Heads, Shape};
 use serde_json::{Map, Value};
 
@@ -19,6 +20,10 @@ use crate::settings;
 pub(super) struct Scgpt;
 
 impl Family for Scgpt {
+    fn names(&self) -> Names {
+        NAMES
+    }
+
     fn for_training(&self, config: &Config, corpus: &Corpus) -> Result<Backbone> {
         if let Some(path) = &config.backbone.path {
             let (backbone, args, _) = published(path)?;

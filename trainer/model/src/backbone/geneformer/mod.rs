@@ -201,7 +201,7 @@ impl Blueprint {
 fn start_like_bert(spec: &mut TensorSpec) {
     if spec.shape.len() == 2 {
         spec.init = Init::Normal { std: INIT_STD };
-    } else if spec.name.ends_with(".bias") {
+    } else if spec.name.rsplit('.').next() == Some("bias") {
         spec.init = Init::Zeros;
     }
 }

@@ -145,7 +145,7 @@ impl Geneformer {
     }
 
     /// All blocks in evaluation mode: their output, and the input of the last.
-    fn evaluate(&self, embedded: Tensor, inputs: &Inputs, pass: Pass) -> Result<[Tensor; 2]> {
+    fn evaluate(&self, embedded: &Tensor, inputs: &Inputs, pass: Pass) -> Result<[Tensor; 2]> {
         let context = self.context(inputs, pass)?;
         let stack: &dyn Stack = self.blocks.as_ref();
         let last = self.shape.n_layers - 1;
@@ -218,7 +218,7 @@ impl Model for Geneformer {
             let cell = tch::no_grad(|| self.embed_cell(&hidden, inputs))?;
             (hidden, cell, run.tape)
         } else {
-            let [hidden, before] = self.evaluate(embedded, inputs, pass)?;
+            let [hidden, before] = self.evaluate(&embedded, inputs, pass)?;
             let states = if self.cell.second_to_last {
                 &before
             } else {
