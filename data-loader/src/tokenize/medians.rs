@@ -1,17 +1,18 @@
 //! Medians of genes, for backbones that are trained from nothing: published ones bring theirs.
 
-use super::rank::TARGET_SUM;
+use super::rank::Scale;
 use crate::Result;
 use crate::corpus::Corpus;
 use crate::order::Selection;
 
-/// The median of each gene's counts among the cells that express it, each cell scaled to the same
+/// The median of each gene's expression among the cells that express it, each cell scaled to the same
 /// sum, over the first `cells_most` cells of a selection; 1 for genes that none of them expresses.
 ///
 /// # Errors
 /// When the corpus cannot be read.
 pub fn gene_medians(corpus: &Corpus, selection: &Selection, cells_most: u64) -> Result<Vec<f64>> {
     let mut values: Vec<Vec<f32>> = vec![Vec::new(); corpus.genes().len()];
+    let scale = Scale::of(corpus.value_kind());
     let mut left = cells_most;
     for group in selection.groups() {
         if left == 0 {
@@ -24,9 +25,9 @@ pub fn gene_medians(corpus: &Corpus, selection: &Selection, cells_most: u64) -> 
             }
             left -= 1;
             let (genes, counts) = block.cell(row);
-            let total: f64 = counts.iter().map(|&v| f64::from(v)).sum();
+            let scaled = scale.of_cell(counts);
             for (&gene, &count) in genes.iter().zip(counts) {
-                values[gene as usize].push(count / total as f32 * TARGET_SUM);
+                values[gene as usize].push(scaled(count));
             }
         }
     }

@@ -16,7 +16,7 @@ pub const MASK: &str = "<mask>";
 /// The token that ends a cell.
 pub const EOS: &str = "<eos>";
 /// What the counts of a cell are scaled to.
-pub(super) const TARGET_SUM: f32 = 10_000.0;
+const TARGET_SUM: f32 = 10_000.0;
 const NO_TOKEN: i32 = -1;
 /// Corpus genes without a token that are named.
 const MISSES: usize = 8;
@@ -169,6 +169,35 @@ struct RankGenes {
     overlap: Overlap,
 }
 
+/// How the values of a corpus become expression that genes of a cell are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// Counts, as a share of all counts of the cell.
+    Counts,
+    /// ln(1 + x) of expression that is scaled already.
+    Logged,
+}
+
+impl Scale {
+    pub(super) fn of(kind: ValueKind) -> Self {
+        match kind {
+            ValueKind::Counts => Self::Counts,
+            ValueKind::Lognorm => Self::Logged,
+        }
+    }
+
+    /// The expression of each value of a cell. All its genes count, known or not.
+    pub(super) fn of_cell(self, values: &[f32]) -> impl Fn(f32) -> f32 + use<> {
+        let total: f64 = values.iter().map(|&v| f64::from(v)).sum();
+        // In the reference's steps, so that equal values are equal here.
+        let inverse_total = 1.0 / total as f32;
+        move |value| match self {
+            Self::Counts => value * inverse_total * TARGET_SUM,
+            Self::Logged => value.exp_m1(),
+        }
+    }
+}
+
 /// Tokenises cells the way Geneformer was trained.
 #[derive(Debug)]
 pub struct RankTokenizer {
@@ -179,6 +208,7 @@ pub struct RankTokenizer {
     special: Option<(i32, i32)>,
     /// Counts of corpus genes with one token are added up; else the token is repeated.
     collapse: bool,
+    scale: Scale,
     max_len: usize,
 }
 
@@ -187,7 +217,7 @@ impl RankTokenizer {
     /// token are added up, as the second generation does; without, the token is repeated.
     ///
     /// # Errors
-    /// When the corpus holds no counts, no gene is found, or `max_len` leaves no room for a gene.
+    /// When no gene is found, or `max_len` leaves no room for a gene.
     pub fn new(
         dictionary: &RankDictionary,
         genes: &GeneTable,
@@ -195,12 +225,6 @@ impl RankTokenizer {
         kind: ValueKind,
         max_len: usize,
     ) -> Result<Self> {
-        if kind != ValueKind::Counts {
-            return Err(Error::options(
-                "the corpus holds log-normalised values, and ranks are made of counts".to_owned(),
-                "import the raw counts (`scpeft-data import --raw` or `--layer counts`)",
-            ));
-        }
         let special = dictionary.special;
         let least = if special.is_some() { 3 } else { 1 };
         if max_len < least {
@@ -212,6 +236,7 @@ impl RankTokenizer {
         let genes = dictionary.match_genes(genes, key)?;
         Ok(Self {
             collapse: special.is_some() && genes.overlap.duplicates > 0,
+            scale: Scale::of(kind),
             pad_id: dictionary.pad_id,
             mask_id: dictionary.mask_id,
             special,
@@ -303,36 +328,30 @@ impl Worker<'_> {
             inverse_medians,
             ..
         } = &self.owner.genes;
-        // All genes count, known or not.
-        let total: f64 = cell.values.iter().map(|&v| f64::from(v)).sum();
-        // In the reference's steps, so that equal values are equal here: f32 up to the median.
-        let inverse_total = 1.0 / total as f32;
-        let value = |count: f32, gene: usize| {
-            f64::from(count * inverse_total * TARGET_SUM) * inverse_medians[gene]
-        };
+        let scaled = self.owner.scale.of_cell(cell.values);
         self.ranked.clear();
         if self.owner.collapse {
-            self.collapse(cell, inverse_total);
+            self.collapse(cell, scaled);
             return;
         }
         for (&gene, &count) in cell.genes.iter().zip(cell.values) {
             let token = tokens[gene as usize];
             if token != NO_TOKEN {
-                let value = value(count, gene as usize);
+                let value = f64::from(scaled(count)) * inverse_medians[gene as usize];
                 self.ranked.push(Ranked { token, value });
             }
         }
     }
 
     /// The same, with one entry for all genes of a token.
-    fn collapse(&mut self, cell: Cell<'_>, inverse_total: f32) {
+    fn collapse(&mut self, cell: Cell<'_>, scaled: impl Fn(f32) -> f32) {
         let RankGenes {
             tokens,
             inverse_medians,
             ..
         } = &self.owner.genes;
         self.place_of.clear();
-        // First the sums of counts, then what they are ranked by.
+        // First the sums, then what they are ranked by.
         let mut first_gene = Vec::new();
         for (&gene, &count) in cell.genes.iter().zip(cell.values) {
             let token = tokens[gene as usize];
@@ -345,11 +364,10 @@ impl Worker<'_> {
                 self.ranked.push(Ranked { token, value: 0.0 });
                 first_gene.push(gene as usize);
             }
-            self.ranked[place].value += f64::from(count);
+            self.ranked[place].value += f64::from(scaled(count));
         }
         for (ranked, gene) in self.ranked.iter_mut().zip(first_gene) {
-            let scaled = ranked.value as f32 * inverse_total * TARGET_SUM;
-            ranked.value = f64::from(scaled) * inverse_medians[gene];
+            ranked.value *= inverse_medians[gene];
         }
     }
 
@@ -476,6 +494,20 @@ mod tests {
     }
 
     #[test]
+    fn the_logarithm_is_taken_back_before_genes_are_compared() {
+        let made = RankTokenizer::new(
+            &dictionary(false, &[]),
+            &table(&["A", "C"]),
+            GeneKey::Ensembl,
+            ValueKind::Lognorm,
+            10,
+        )
+        .unwrap();
+        // 1 and 3: by e - 1 = 1.7 and (e^3 - 1) / 4 = 4.8, though 3 / 4 is less than 1.
+        assert_eq!(ids(&made, &[0, 1], &[1.0, 3.0]).0, [4, 2]);
+    }
+
+    #[test]
     fn what_cannot_be_ranked_is_refused_with_both_sides() {
         let made = |genes: &GeneTable, kind, max_len| {
             RankTokenizer::new(&dictionary(true, &[]), genes, GeneKey::Auto, kind, max_len)
@@ -483,8 +515,6 @@ mod tests {
                 .to_string()
         };
         let known = table(&["A"]);
-        let text = made(&known, ValueKind::Lognorm, 10);
-        assert!(text.contains("counts") && text.contains("--raw"), "{text}");
         let text = made(&known, ValueKind::Counts, 2);
         assert!(text.contains("at least 3"), "{text}");
         let mouse = table(&["ENSMUSG00000000001"]);
