@@ -185,14 +185,7 @@ fn first(case: &Case, corpus: &Arc<Corpus>, begun: Instant) -> Value {
     })
 }
 
-/// A batch of sparse rows, as other loaders hand it out.
-#[derive(Default)]
-struct Rows {
-    ends: Vec<i64>,
-    genes: Vec<i32>,
-    values: Vec<f32>,
-}
-
+/// Sparse rows in batches: where each row ends, its genes and its values.
 fn raw(case: &Case, corpus: &Arc<Corpus>) -> Value {
     let order = OrderOptions {
         seed: 1,
@@ -228,20 +221,23 @@ fn raw_window(corpus: &Corpus, order: &EpochOrder, window: usize, batch: usize) 
         .map(|group| corpus.read_packed(group.row_group, None).expect("cells"))
         .collect();
     let (n_genes, kind) = (corpus.genes().len() as u32, corpus.value_kind());
-    let mut buffer = CellBuffer::default();
     let cells = order.window_cells(window);
+    let mut stored = 0;
     for part in cells.chunks(batch) {
-        let mut rows = Rows::default();
+        // Each batch is memory of its own, as whoever takes batches expects.
+        let mut rows = CellBuffer::default();
+        rows.genes.reserve(stored);
+        rows.values.reserve(stored);
+        let mut ends = Vec::with_capacity(part.len());
         for at in part {
             let block = &blocks[at.member as usize];
             block
-                .cell(at.place as usize, n_genes, kind, &mut buffer)
+                .append_cell(at.place as usize, n_genes, kind, &mut rows)
                 .expect("a sound cell");
-            rows.genes.extend(buffer.genes.iter().map(|&g| g as i32));
-            rows.values.extend_from_slice(&buffer.values);
-            rows.ends.push(rows.genes.len() as i64);
+            ends.push(rows.genes.len() as i64);
         }
-        std::hint::black_box((&rows.ends, &rows.genes, &rows.values));
+        stored = rows.genes.len() + rows.genes.len() / 8;
+        std::hint::black_box((&ends, &rows.genes, &rows.values));
     }
     cells.len() as u64
 }

@@ -5,7 +5,9 @@
 //! blocks x 512, vocabulary 60,697, residual dropout 0.2; one micro-batch of 4 cells x 512 tokens
 //! and one thread per rank; blocks recomputed in the backward pass in both. Prints a Markdown
 //! table. `frozen` is what a rank holds of the blocks, `gathered` the most that it held of gathered
-//! blocks, `start` its resident memory before the first step, `peak` the most it ever was.
+//! blocks, `start` its resident memory before the first step, `peak` the most it ever was; `anon` is
+//! the largest of it that is the process's own during the steps, looked at every few milliseconds,
+//! `file` what is mapped from files, `shmem` what it shares with others.
 //!
 //! `cargo bench --bench shard -- [--steps N] [--tokens N]`, on a machine that does nothing else.
 
@@ -27,7 +29,7 @@ use scpeft_trainer::step::{Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
-use full_size::{SHAPE, adapter, batch, median, micro_batch, peak_mib, resident_mib, task};
+use full_size::{Peaks, SHAPE, adapter, batch, median, micro_batch, peak_mib, resident_mib, task};
 
 const RANKS: usize = 2;
 const CELLS: usize = 4;
@@ -40,6 +42,7 @@ struct Measured {
     gathered_mib: f64,
     start_mib: f64,
     peak_mib: f64,
+    kinds_mib: [f64; 3],
     loss: f64,
 }
 
@@ -91,6 +94,7 @@ fn measure(
     let rank = world.topology().rank;
     let batch = batch(vec![micro_batch(rank, CELLS, tokens)], RANKS * CELLS);
     let start_mib = resident_mib();
+    let peaks = Peaks::start();
     let watch = Watch::unattended(world).expect("a page of memory");
     let mut stepper = Stepper {
         model: &model,
@@ -136,6 +140,7 @@ fn measure(
         gathered_mib: mib(usage.map_or(0, |u| u.peak_gathered_bytes)),
         start_mib,
         peak_mib: peak_mib(),
+        kinds_mib: peaks.end(),
         loss,
     }
 }
@@ -154,7 +159,7 @@ fn rank(args: &[String], kind: &str, steps: usize, tokens: usize) {
     let world = discover().expect("a world");
     let m = measure(world.as_ref(), kind, share, steps, tokens);
     let row = format!(
-        "| {kind} | {} | {} | {:.3} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.6} |",
+        "| {kind} | {} | {} | {:.3} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.6} |",
         share.as_str(),
         world.topology().rank,
         m.wall_s,
@@ -163,6 +168,9 @@ fn rank(args: &[String], kind: &str, steps: usize, tokens: usize) {
         m.gathered_mib,
         m.start_mib,
         m.peak_mib,
+        m.kinds_mib[0],
+        m.kinds_mib[1],
+        m.kinds_mib[2],
         m.loss
     );
     for line in world
@@ -184,8 +192,8 @@ fn main() {
         return;
     }
     println!(
-        "| adapter | shard | rank | step s | received MiB a step | frozen MiB | gathered MiB | start MiB | peak MiB | loss |\n\
-         |---|---|---|---|---|---|---|---|---|---|"
+        "| adapter | shard | rank | step s | received MiB a step | frozen MiB | gathered MiB | start MiB | peak MiB | anon | file | shmem | loss |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|---|"
     );
     for kind in ["encoder", "lora"] {
         for share in ["none", "world"] {

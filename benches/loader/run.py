@@ -171,7 +171,8 @@ def peers(bench):
         sys.exit("run: error: the case `imports` makes the h5ad file of the peers")
     files = bench.tahoe().parent / "tahoe/data"
     script = ROOT / "benches/peers/loaders.py"
-    done = run([bench.options.peers, script, "--h5ad", h5ad, "--parquet", files, "--cells", 20_000, "--repeats", bench.options.repeats], {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(bench.work / "hf")})
+    collection = bench.work / "annbatch.zarr"
+    done = run([bench.options.peers, script, "--h5ad", h5ad, "--parquet", files, "--collection", collection, "--cells", 20_000, "--repeats", bench.options.repeats], {"HF_DATASETS_OFFLINE": "1", "HF_HOME": str(bench.work / "hf")})
     for line in done.stdout.splitlines():
         if line.startswith("{"):
             found = json.loads(line)
@@ -185,7 +186,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work")
     parser.add_argument("--cells", type=int, default=200_000)
-    parser.add_argument("--peers", help="a Python with torch, anndata, scdataset and datasets")
+    parser.add_argument("--peers", help="a Python with torch, anndata, scdataset, datasets, annbatch and zarrs")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default=",".join(CASES), help="cases: " + ", ".join(CASES))
     options = parser.parse_args()

@@ -1,12 +1,14 @@
 """Cells per CPU-second and per second of the Python loaders that a user would pick; start-up counts.
 
-Needs torch, anndata, scdataset and datasets. The cells are an h5ad file (CSR counts) and Parquet files in the
+Needs torch, anndata, scdataset, datasets, annbatch and zarrs (Python 3.12 or newer). The cells are an h5ad file
+(CSR counts), the pre-shuffled collection that annbatch makes of it, which is not timed, and Parquet files in the
 layout of Tahoe-100M.
 """
 
 import argparse
 import glob
 import json
+import os
 import resource
 import statistics
 import time
@@ -18,6 +20,7 @@ import torch
 parser = argparse.ArgumentParser()
 parser.add_argument("--h5ad", required=True)
 parser.add_argument("--parquet", required=True)
+parser.add_argument("--collection", required=True, help="where annbatch's collection is, or will be made: NAME.zarr")
 parser.add_argument("--cells", type=int, default=60_000)
 parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--max-len", type=int, default=1200)
@@ -57,6 +60,25 @@ def scdataset():
         return (batch.shape[0] for batch in torch.utils.data.DataLoader(cells, batch_size=None))
 
     measure("scDataset, block 64, fetch 256, sparse rows", batches)
+
+
+def annbatch_loader():
+    import annbatch
+    import zarr
+
+    workers = {"threading.max_workers": 1, "codec_pipeline.chunk_concurrent_maximum": 1}
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", **workers})
+    if not os.path.exists(options.collection):
+        annbatch.DatasetCollection(options.collection).add_adatas([options.h5ad])
+
+    for size in (64, 256):
+
+        def batches():
+            loader = annbatch.Loader(batch_size=size, chunk_size=32, preload_nchunks=256, shuffle=True, preload_to_gpu=False, to="torch")
+            loader.use_collection(annbatch.DatasetCollection(options.collection, mode="r"))
+            return (batch["X"].shape[0] for batch in loader)
+
+        measure(f"annbatch, pre-shuffled zarr, sparse rows of {size}", batches)
 
 
 def hugging_face():
@@ -105,5 +127,6 @@ def collator():
 
 
 scdataset()
+annbatch_loader()
 hugging_face()
 collator()

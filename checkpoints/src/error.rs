@@ -174,6 +174,19 @@ pub enum Error {
         /// The first mismatch.
         reason: String,
     },
+    /// An object store failed.
+    #[error("`{address}`: {problem}")]
+    Store {
+        /// The object.
+        address: String,
+        /// What happened, and what to do if anything helps.
+        problem: String,
+        /// Whether it may go well another time.
+        passing: bool,
+    },
+    /// An object store is named or set up in a way that cannot work.
+    #[error(transparent)]
+    Misuse(#[from] scpeft_store::Misuse),
     /// A run has no checkpoint of the step.
     #[error("`{}` has no checkpoint of step {step}", run.display())]
     NoStep {

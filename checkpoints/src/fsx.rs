@@ -1,25 +1,25 @@
 //! Files and directories that are complete or invisible, with errors that name the path.
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
 
 /// What stands between a name and the nonce of its unfinished form.
 pub const TEMPORARY_MARK: &str = ".tmp-";
 
-/// A suffix that no other writer on this machine uses at the same time.
+/// A suffix that no other writer uses, nor one before a restart that left something behind. Process
+/// ids come again, in containers at once, and clocks are set back: it is drawn.
 fn nonce() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let nanos = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos() as u64);
-    format!("{:x}-{nanos:x}-{count:x}", std::process::id())
+    // The keys of a hash table of this process: from the system's random numbers.
+    let drawn = RandomState::new().build_hasher().finish();
+    format!("{:x}-{drawn:x}-{count:x}", std::process::id())
 }
 
 /// A sibling of `path` under which it is prepared.

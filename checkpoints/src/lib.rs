@@ -23,6 +23,7 @@ pub mod fsx;
 pub mod fuzzing;
 pub mod lora;
 pub mod mapped;
+pub mod mirror;
 pub mod peft;
 mod pickle;
 pub mod published;
@@ -34,6 +35,7 @@ mod torch_zip;
 
 pub use error::{Error, Result};
 pub use mapped::{MappedTensor, Mapping};
+pub use mirror::Mirror;
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::geneformer::GeneformerDirectory;
 pub use published::scgpt::ScgptDirectory;

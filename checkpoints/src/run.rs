@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::retention::{Candidate, Policy, to_delete};
 
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 const MANIFEST_VERSION: u32 = 1;
 
 /// The list of files of a checkpoint.
@@ -95,11 +95,11 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
         .map_err(Error::io("list", dir))
 }
 
-fn step_name(step: u64) -> String {
+pub(crate) fn step_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
-fn parse_step(name: &str) -> Option<u64> {
+pub(crate) fn parse_step(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (step_name(step) == name).then_some(step)
 }
@@ -142,6 +142,24 @@ impl CheckpointStore {
         })?;
         self.point("LATEST", step)?;
         Ok(Saved { path, bytes })
+    }
+
+    /// Takes in a checkpoint that was written elsewhere: `fill` puts all its files, the manifest too,
+    /// into the directory it is given, and verifies them; then it gets its name. `LATEST` names it when
+    /// nothing newer is there.
+    ///
+    /// # Errors
+    /// When `fill` or a file operation fails; nothing is left behind then.
+    pub fn adopt<E: From<Error>>(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        fsx::publish_dir(&self.path(step), Existing::Replace, fill)?;
+        if self.list()?.iter().all(|listed| listed.step <= step) {
+            self.point("LATEST", step)?;
+        }
+        Ok(())
     }
 
     /// Removes what writers that were killed left unfinished. Nobody else may be writing.
@@ -319,7 +337,16 @@ pub fn read_manifest(path: &Path) -> Result<Manifest> {
             "it has no manifest.json, so it is not complete".to_owned(),
         ));
     }
-    let manifest: Manifest = serde_json::from_slice(&fsx::read(&file)?)
+    manifest_of(path, &fsx::read(&file)?)
+}
+
+/// The manifest that `text` is, of the checkpoint at `path`.
+pub(crate) fn manifest_of(path: &Path, text: &[u8]) -> Result<Manifest> {
+    let unverified = |reason: String| Error::Unverified {
+        path: path.to_owned(),
+        reason,
+    };
+    let manifest: Manifest = serde_json::from_slice(text)
         .map_err(|e| unverified(format!("its manifest.json is malformed: {e}")))?;
     if manifest.format_version != MANIFEST_VERSION {
         return Err(unverified(format!(

@@ -6,12 +6,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/src/faults.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod faults;
+
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitStatus};
 
 use scpeft_checkpoint::run::Listed;
 use scpeft_checkpoint::{CheckpointStore, Error, Policy, fsx};
+
+use faults::{interposer, spoil};
 
 /// Set for the child: the run directory.
 const CHILD: &str = "SCPEFT_TEST_CRASH_RUN";
@@ -40,19 +46,6 @@ fn save(run: &Path) -> Result<(), Error> {
     store.prune(POLICY).map(|_| ())
 }
 
-fn interposer(dir: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/faults/interpose.c");
-    let library = dir.join("interpose.so");
-    let status = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-        .args([&library, &source])
-        .args(["-ldl", "-lpthread"])
-        .status()
-        .unwrap();
-    assert!(status.success(), "cc");
-    library
-}
-
 /// A run directory with steps 1 (best), 2 and 3.
 fn prepare(run: &Path) {
     let store = CheckpointStore::new(run);
@@ -67,11 +60,9 @@ fn child(library: &Path, run: &Path, fault: &str, log: Option<&Path>) -> ExitSta
     command
         .args(["--exact", "a_save_survives_a_fault_at_every_operation"])
         .env(CHILD, run)
-        .env("LD_PRELOAD", library)
-        .env("SCPEFT_TEST_FAULT_DIR", run)
-        .env("SCPEFT_TEST_FAULT", fault)
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null());
+    spoil(&mut command, library, run, fault);
     if let Some(log) = log {
         command.env("SCPEFT_TEST_FAULT_LOG", log);
     }

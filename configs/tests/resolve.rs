@@ -267,6 +267,10 @@ fn values_out_of_range_are_named() {
         ("adapter.targets=['q', 'q']", "a list of different targets"),
         ("adapter.layers=[1, 1]", "a list of different layers"),
         ("checkpoint.keep_last=0", ">= 1"),
+        (
+            "checkpoint.mirror=runs/one",
+            "an address such as `s3://bucket/path`",
+        ),
         ("log.every_steps=0", ">= 1"),
         ("metrics.bind=localhost", "an IP address, got `localhost`"),
     ] {

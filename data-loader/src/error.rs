@@ -225,6 +225,10 @@ impl Error {
         }
     }
 
+    pub(crate) fn misuse(misuse: scpeft_store::Misuse) -> Self {
+        Self::options(misuse.problem, misuse.help)
+    }
+
     pub(crate) fn hvg(problem: impl Into<String>, help: impl Into<String>) -> Self {
         Self::Hvg {
             problem: problem.into(),

@@ -25,6 +25,7 @@ has_libclang() {
     compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*'
 }
 has_hdf5() { pkg-config --exists hdf5 || compgen -G '/usr/include/hdf5*/**/hdf5.h' || [ -e /usr/include/hdf5.h ]; }
+has_browser() { has chromium-headless-shell || has chromium || has google-chrome; }
 has_certificates() { [ -s /etc/ssl/certs/ca-certificates.crt ] || [ -s /etc/pki/tls/certs/ca-bundle.crt ]; }
 
 want build-essential has cc c++ make
@@ -38,6 +39,7 @@ if [ "${1:-}" = test ]; then
     want prometheus has promtool prometheus
     want slurm-wlm has sbatch srun slurmctld slurmd
     want munge has munged
+    want chromium-headless-shell has_browser
 fi
 if ! has cargo >/dev/null; then want curl has curl; fi
 if ! find_python 10 venv ensurepip >/dev/null; then missing+=(python3 python3-pip python3-venv); fi

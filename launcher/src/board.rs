@@ -14,12 +14,16 @@ pub struct Rank {
     pub beat: Beat,
     /// When it or its guard was last heard.
     pub heard: Instant,
+    /// When the rank itself was last heard.
+    pub spoke: Option<Instant>,
+    /// Since when it has been in this section of this step.
+    pub since: Instant,
     /// How it ended.
     pub bye: Option<Bye>,
 }
 
 /// The ranks of one attempt.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Board {
     ranks: BTreeMap<u32, Rank>,
     first_failure: Option<u32>,
@@ -32,12 +36,22 @@ impl Board {
             hello: without_token(hello),
             beat: Beat::default(),
             heard: now,
+            spoke: None,
+            since: now,
             bye: None,
         });
         rank.heard = now;
+        if hello.role == Role::Rank {
+            rank.spoke = Some(now);
+        }
         match (hello.role, message) {
             (Role::Rank, Message::Hello(hello)) => rank.hello = without_token(&hello),
-            (Role::Rank, Message::Beat(beat)) => rank.beat = beat,
+            (Role::Rank, Message::Beat(beat)) => {
+                if (beat.step, beat.section) != (rank.beat.step, rank.beat.section) {
+                    rank.since = now;
+                }
+                rank.beat = beat;
+            }
             (Role::Guard, Message::Bye(bye)) => {
                 if bye.code != 0 {
                     self.first_failure.get_or_insert(hello.rank);

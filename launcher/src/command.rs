@@ -275,7 +275,10 @@ fn quote(word: &OsStr) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-fn find_program(program: &OsStr, around: &Surroundings) -> Result<PathBuf, CommandError> {
+pub(crate) fn find_program(
+    program: &OsStr,
+    around: &Surroundings,
+) -> Result<PathBuf, CommandError> {
     find(program, &around.path)
         .or_else(|| {
             let beside = around.own_folder.as_ref()?.join(program);

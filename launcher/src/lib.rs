@@ -4,8 +4,9 @@
 //! [`training`] read parts of it. [`session`] is a run from its first start to its last end:
 //! [`supervise`] starts a command line, passes stop requests on and bounds how long they may take;
 //! [`policy`] decides whether to start again; [`relay`] and [`diagnosis`] explain an end. [`guard`]
-//! stands around each rank and tells [`server`], which keeps the [`board`]. Nothing here links MPI
-//! or libtorch, so the launcher starts in milliseconds.
+//! stands around each rank and tells [`server`], which keeps the [`board`]. [`state`] is what is known
+//! of a run as one structure, and [`page`] serves it. Nothing here links MPI or libtorch, so the
+//! launcher starts in milliseconds.
 
 pub mod board;
 pub mod checkpoints;
@@ -15,9 +16,12 @@ pub mod diagnosis;
 pub mod events;
 pub mod guard;
 pub mod hosts;
+pub mod page;
 pub mod policy;
 pub mod relay;
 pub mod server;
 pub mod session;
+pub mod state;
 pub mod supervise;
 pub mod training;
+pub mod view;

@@ -5,9 +5,11 @@ use clap::{Args, Parser, Subcommand};
 use scpeft_launcher::command::{CommandError, CommandLine, Guard, Request, Surroundings, Via};
 use scpeft_launcher::guard;
 use scpeft_launcher::hosts::{self, Host, HostsError};
+use scpeft_launcher::page;
 use scpeft_launcher::server::Reach;
 use scpeft_launcher::session::Session;
 use scpeft_launcher::training::{Training, with_program};
+use scpeft_launcher::view;
 use scpeft_protocol::exit;
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -54,6 +56,15 @@ enum Mode {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
+    /// Serve the page of a run from its directory, also after the run has ended
+    View {
+        /// The run directory
+        #[arg(value_name = "RUN")]
+        run: PathBuf,
+        /// Where to serve it; a port that is taken is replaced by a free one
+        #[arg(long, value_name = "HOST:PORT", default_value = page::LISTEN)]
+        listen: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +99,11 @@ struct StartArguments {
     #[arg(long, value_name = "N")]
     max_restarts: Option<u32>,
 
+    /// Where to serve the page of a training run, or `none`; a port that is taken is replaced by a
+    /// free one
+    #[arg(long, value_name = "HOST:PORT", default_value = page::LISTEN)]
+    listen: String,
+
     /// Print the command line that would be run, and stop
     #[arg(long)]
     dry_run: bool,
@@ -114,11 +130,20 @@ fn main() -> ExitCode {
             mode: Some(Mode::Rank { logs, command }),
             ..
         } => guard::run(logs.as_deref(), &command).context("cannot run this rank"),
+        Cli {
+            mode: Some(Mode::View { run, listen }),
+            ..
+        } => view::run(&run, &listen, say),
         Cli { start, .. } => launch(start),
     };
     let code = result.unwrap_or_else(|error| {
         say(&format!("error: {error:#}"));
-        if error.is::<CommandError>() || error.is::<HostsError>() || error.is::<NoCount>() {
+        if error.is::<CommandError>()
+            || error.is::<HostsError>()
+            || error.is::<NoCount>()
+            || error.is::<page::PageError>()
+            || error.is::<view::NoRun>()
+        {
             exit::CONFIG
         } else {
             exit::INTERNAL
@@ -172,6 +197,10 @@ fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
         max_restarts: arguments.max_restarts.unwrap_or(default_restarts),
         grace: Duration::from_secs(arguments.grace_secs),
         reach,
+        listen: match arguments.listen.as_str() {
+            "none" => None,
+            listen => Some(page::resolve(listen)?),
+        },
     };
     let line = CommandLine::new(&session.request, &session.around)?;
     if arguments.dry_run {

@@ -3,18 +3,20 @@
 //! Whoever does not say a proper hello with the token within [`PATIENCE`], sends a line that is too
 //! long or malformed, or falls silent, is cut off. Nothing that arrives here touches the run.
 
-use crate::board::Board;
+use crate::board::{Board, Rank};
 use crate::guard::hostname;
-use scpeft_protocol::heartbeat::{Address, HeartbeatError, Hello, Lines, Message, decode};
+use scpeft_protocol::heartbeat::{
+    Address, Command, HeartbeatError, Hello, Lines, Message, Role, decode, encode,
+};
 use std::fs::DirBuilder;
 use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 /// How long a connection may be silent: ranks and guards speak every second.
@@ -50,6 +52,29 @@ struct Shared {
     board: Arc<Mutex<Board>>,
     token: Arc<str>,
     places: Arc<Semaphore>,
+    saves: Arc<watch::Sender<u64>>,
+}
+
+/// The ranks as somebody beside the session sees and reaches them.
+#[derive(Debug, Clone)]
+pub struct Ranks(Shared);
+
+impl Ranks {
+    /// What is known of them.
+    pub fn board(&self) -> Board {
+        self.0.lock().clone()
+    }
+
+    /// Asks for a checkpoint after the present step; false when rank 0 is not there to hear it.
+    pub fn save(&self) -> bool {
+        let listens =
+            |rank: &Rank| rank.hello.rank == 0 && rank.spoke.is_some() && rank.bye.is_none();
+        let there = self.0.lock().ranks().any(listens);
+        if there {
+            self.0.saves.send_modify(|number| *number += 1);
+        }
+        there
+    }
 }
 
 impl Server {
@@ -63,6 +88,7 @@ impl Server {
             board: Arc::default(),
             token: token.as_str().into(),
             places: Arc::new(Semaphore::new(2 * ranks as usize + SPARE)),
+            saves: Arc::default(),
         };
         let own = shared.clone();
         let (address, folder, listening) = match reach {
@@ -112,6 +138,11 @@ impl Server {
         self.shared.lock()
     }
 
+    /// The ranks, for somebody beside the session.
+    pub fn ranks(&self) -> Ranks {
+        Ranks(self.shared.clone())
+    }
+
     /// Forgets the ranks of the last attempt.
     pub fn begin_attempt(&self) {
         *self.board() = Board::default();
@@ -133,7 +164,7 @@ impl Shared {
     }
 
     /// Serves a connection on a task of its own, unless there are too many.
-    fn admit(&self, stream: impl AsyncRead + Unpin + Send + 'static) {
+    fn admit(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return;
         };
@@ -145,7 +176,11 @@ impl Shared {
         });
     }
 
-    async fn serve(&self, mut stream: impl AsyncRead + Unpin) -> Result<(), HeartbeatError> {
+    async fn serve(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    ) -> Result<(), HeartbeatError> {
+        let mut saves = self.saves.subscribe();
         let mut lines = Lines::default();
         let mut buffer = [0; 4096];
         let mut hello: Option<Hello> = None;
@@ -170,9 +205,22 @@ impl Shared {
                 Some(_) => PATIENCE,
                 None => HELLO.saturating_sub(begun.elapsed()),
             };
-            match timeout(patience, stream.read(&mut buffer)).await {
-                Ok(Ok(got)) if got > 0 => lines.push(&buffer[..got]),
-                _ => return Ok(()),
+            // One rank is asked and takes the others along: they agree on the step.
+            let asked = hello
+                .as_ref()
+                .is_some_and(|hello| (hello.rank, hello.role) == (0, Role::Rank));
+            tokio::select! {
+                read = timeout(patience, stream.read(&mut buffer)) => match read {
+                    Ok(Ok(got)) if got > 0 => lines.push(&buffer[..got]),
+                    _ => return Ok(()),
+                },
+                Ok(()) = saves.changed(), if asked => {
+                    let line = encode(&Command::Save);
+                    match timeout(HELLO, stream.write_all(line.as_bytes())).await {
+                        Ok(written) => written?,
+                        Err(_) => return Ok(()),
+                    }
+                }
             }
         }
     }
@@ -184,7 +232,7 @@ async fn breathe() {
 }
 
 /// 128 random bits in hexadecimal.
-fn secret() -> io::Result<String> {
+pub(crate) fn secret() -> io::Result<String> {
     use std::fmt::Write as _;
     let mut bytes = [0_u8; 16];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
@@ -206,7 +254,7 @@ fn private_folder() -> io::Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scpeft_protocol::heartbeat::{Beat, Beater, Bye, LINE_BYTES_MAX, Role, encode};
+    use scpeft_protocol::heartbeat::{Beat, Beater, Bye, LINE_BYTES_MAX};
     use std::io::Write as _;
     use std::os::unix::net::UnixStream;
 
@@ -267,6 +315,35 @@ mod tests {
                 server.begin_attempt();
                 assert!(!server.board().has_started());
             }
+        });
+    }
+
+    #[test]
+    fn a_save_is_asked_of_rank_0_alone() {
+        within_runtime(async {
+            let server = Server::open(Reach::Machine, 2).await.unwrap();
+            let ranks = server.ranks();
+            assert!(!ranks.save(), "nobody is there");
+            let start = |rank| {
+                let hello = Hello {
+                    rank,
+                    ..Hello::default()
+                };
+                Beater::start(server.address.clone(), server.token.clone(), hello).unwrap()
+            };
+            let (first, second) = (start(0), start(1));
+            until(|| server.board().ranks().filter(|r| r.spoke.is_some()).count() == 2).await;
+            assert!(ranks.save());
+            let mut asked = None;
+            until(|| {
+                asked = asked.or(first.take_command());
+                asked.is_some()
+            })
+            .await;
+            assert_eq!(asked, Some(Command::Save));
+            assert_eq!((first.take_command(), second.take_command()), (None, None));
+            let leaving = std::thread::spawn(move || drop((first, second)));
+            until(|| leaving.is_finished()).await;
         });
     }
 

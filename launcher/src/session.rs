@@ -6,6 +6,7 @@ use crate::command::{CommandLine, Request, Surroundings};
 use crate::diagnosis::likely_cause;
 use crate::events::Events;
 use crate::guard::log_name;
+use crate::page::{Live, Page, Planner};
 use crate::policy::{Decision, Ending, Reached, Restarts};
 use crate::relay::Outcome;
 use crate::server::{Reach, Server};
@@ -14,6 +15,9 @@ use crate::training::{Training, resumed};
 use anyhow::Context as _;
 use scpeft_protocol::heartbeat::{ADDRESS_VARIABLE, TOKEN_VARIABLE};
 use serde_json::Value;
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the last words of guards may take to arrive after everything has ended.
@@ -34,6 +38,8 @@ pub struct Session {
     pub grace: Duration,
     /// Whether ranks may be on other hosts.
     pub reach: Reach,
+    /// Where to serve the page of a training run, if at all.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Session {
@@ -54,6 +60,9 @@ impl Session {
             events: Events::of(run_dir.as_deref()),
             say,
         };
+        let _page = run_dir
+            .as_deref()
+            .and_then(|run_dir| self.page(run_dir, &server, &requests, say));
         let mut restarts = Restarts::new(self.max_restarts, self.reached(&Board::default()));
         loop {
             let line = CommandLine::new(&self.request, &self.around)?;
@@ -117,6 +126,38 @@ impl Session {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(ended)
+    }
+
+    /// Serves the page. A run does not depend on being looked at: without a page it goes on.
+    fn page(
+        &self,
+        run_dir: &Path,
+        server: &Server,
+        requests: &Requests,
+        say: fn(&str),
+    ) -> Option<Page> {
+        let live = Live {
+            ranks: server.ranks(),
+            world_size: self.request.ranks,
+            asker: requests.asker(),
+            planner: Planner::of(&self.request, &self.around),
+        };
+        match Page::of_run(self.listen?, run_dir, live) {
+            // The token is for the one who sits there; what is not a terminal may be a file that
+            // others read.
+            Ok(page) if std::io::stderr().is_terminal() => {
+                say(&format!("page: {}", page.link()));
+                Some(page)
+            }
+            Ok(page) => {
+                say(&format!("page: {}", page.url));
+                Some(page)
+            }
+            Err(error) => {
+                say(&format!("no page: {error}"));
+                None
+            }
+        }
     }
 
     fn reached(&self, board: &Board) -> Reached {

@@ -8,9 +8,12 @@
 use crate::command::CommandLine;
 use std::io;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 /// How long a hard stop may take before the processes are killed outright. `mpirun` itself needs
@@ -76,6 +79,28 @@ pub struct Requests {
     int: Signal,
     hup: Signal,
     usr1: Signal,
+    asked: mpsc::Receiver<()>,
+    asker: Asker,
+}
+
+/// Asks the run to save and leave, as SIGUSR1 does, from elsewhere in this process.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    sender: mpsc::Sender<()>,
+    requested: Arc<AtomicBool>,
+}
+
+impl Asker {
+    /// Asks; asking again changes nothing.
+    pub fn ask(&self) {
+        // A full channel holds a request already.
+        let _ = self.sender.try_send(());
+    }
+
+    /// Whether the run has been asked to stop, in whatever way.
+    pub fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
 }
 
 impl Requests {
@@ -84,7 +109,13 @@ impl Requests {
     /// # Errors
     /// When the system refuses a handler.
     pub fn open() -> io::Result<Self> {
+        let (sender, asked) = mpsc::channel(1);
         Ok(Self {
+            asked,
+            asker: Asker {
+                sender,
+                requested: Arc::default(),
+            },
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
@@ -97,13 +128,21 @@ impl Requests {
         self.next().await;
     }
 
+    /// What else may ask.
+    pub fn asker(&self) -> Asker {
+        self.asker.clone()
+    }
+
     async fn next(&mut self) -> Event {
-        tokio::select! {
+        let event = tokio::select! {
             _ = self.term.recv() => Event::Stop,
             _ = self.int.recv() => Event::Stop,
             _ = self.hup.recv() => Event::Stop,
             _ = self.usr1.recv() => Event::Notice,
-        }
+            _ = self.asked.recv() => Event::Notice,
+        };
+        self.asker.requested.store(true, Ordering::Relaxed);
+        event
     }
 }
 

@@ -59,7 +59,7 @@ impl Training {
 }
 
 /// The values of an option in both of its forms, `--name value` and `--name=value`.
-fn values(arguments: &[OsString], name: &str) -> Vec<String> {
+pub(crate) fn values(arguments: &[OsString], name: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut words = arguments.iter().map(|word| word.to_string_lossy());
     while let Some(word) = words.next() {

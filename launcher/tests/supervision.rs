@@ -71,7 +71,7 @@ impl Stage {
     fn start(&self, ranks: u32, options: &[&str]) -> Running<'_> {
         let output = |name| std::fs::File::create(self.path(name)).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_scpeft-launch"))
-            .args(["-n", &ranks.to_string()])
+            .args(["-n", &ranks.to_string(), "--listen", "none"])
             .args(options)
             .arg("--")
             .arg(self.path("scpeft-train"))

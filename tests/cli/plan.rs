@@ -55,6 +55,13 @@ fn a_plan_counts_parameters_and_bytes_for_any_number_of_ranks() {
     // Forward two layers, backward the first again, which the next pass finds.
     assert_eq!(shared["step"]["gathered_bytes"], 2 * layer * 3 / 4);
     assert_eq!(shared["parameters"], whole["parameters"]);
+    let packed = json(&lab, &["--set", "backbone.storage=int8"]);
+    let weights = 3 * 16 * 16 + 16 * 16 + 2 * 16 * 32;
+    let rows = 3 * 16 + 16 + 16 + 32;
+    // The scales are f32, as are the vectors of a layer.
+    let stored = weights + 4 * rows + (layer - 4 * weights);
+    assert_eq!(packed["memory"]["frozen_blocks"], 2 * stored);
+    assert_eq!(packed["memory"]["gathered"], 4 * weights);
     let both = shared["memory_bytes"].as_u64().unwrap() * 2;
     assert_eq!(shared["node_bytes"], both);
     assert!(!lab.path("run").exists());

@@ -2,6 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clock;
+mod mirror;
+#[path = "../store/server.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod server;
+
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;

@@ -5,7 +5,10 @@
  *   SCPEFT_TEST_FAULT=kill:N       SIGKILL in place of operation N (a write: after half of it)
  *   SCPEFT_TEST_FAULT=ERRNO:N:M    operations N to N+M-1 fail with that errno number; of a write half
  *                                  is done, as on a full disk
- * Without SCPEFT_TEST_FAULT_DIR nothing is counted. */
+ * Without SCPEFT_TEST_FAULT_DIR nothing is counted.
+ *
+ *   SCPEFT_TEST_CLOCK=S            the system's clock jumps with every look at it: S seconds ahead, as many
+ *                                  back, right again. Clocks that only run forward are left alone. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,7 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
+#include <time.h>
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -138,4 +143,15 @@ int unlinkat(int dir, const char *name, int flags) {
     char path[PATH_MAX];
     const char *full = dir == AT_FDCWD ? name : name_of(dir, path);
     return judge("unlink", full) ? -1 : REAL(int, unlinkat, int, const char *, int)(dir, name, flags);
+}
+
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static long looks;
+    int status = (int)syscall(SYS_clock_gettime, id, now);
+    const char *jump = getenv("SCPEFT_TEST_CLOCK");
+    if (status == 0 && jump && id == CLOCK_REALTIME) {
+        static const int direction[] = {1, -1, 0};
+        now->tv_sec += direction[__atomic_fetch_add(&looks, 1, __ATOMIC_RELAXED) % 3] * atol(jump);
+    }
+    return status;
 }

@@ -135,6 +135,48 @@ fn shares_of_published_weights_are_those_of_the_file() {
     assert_same_run(&lab_of_bf16, 2, "world", &settings);
 }
 
+/// Two ranks with half of the packed layers each, and two with all of them, compute the same bits; a
+/// resumption and a prediction may share otherwise, but not pack otherwise.
+#[test]
+fn packed_layers_train_the_same_shared_or_not() {
+    let lab = Lab::new(&Plan::default());
+    let packed = [&ragged(2)[..], &["backbone.storage=int8"]].concat();
+    let full = lab.train(2, "full", &set(&ragged(2)));
+    let whole = lab.train(2, "whole", &set(&packed));
+    let shared = [&packed[..], &["backbone.shard=world"]].concat();
+    let shared = lab.train(2, "shared", &set(&shared));
+    let curve = loss_curve(&shared);
+    assert_eq!(curve, loss_curve(&whole));
+    assert_eq!(adapter_bytes(&shared), adapter_bytes(&whole));
+    assert_ne!(curve, loss_curve(&full), "8 bits change nothing");
+    scpeft_tests::train::assert_same_curve(&curve, &loss_curve(&full), 0.02);
+    let dir = format!("run.dir={}", shared.display());
+    let resume = |settings: &[&str]| {
+        let settings = [&ragged(2)[..], &[dir.as_str()], settings].concat();
+        let arguments = [&set(&settings)[..], &["--resume"]].concat();
+        lab.command(1, &arguments).output().unwrap()
+    };
+    let refused = resume(&[]);
+    assert_refused(
+        &refused,
+        2,
+        &["backbone.storage: \"int8\" in the checkpoint, \"full\" now"],
+    );
+    let resumed = resume(&["backbone.storage=int8"]);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    let all = [
+        "backbone.storage=int8",
+        "task.trainable=all",
+        "adapter.kind=none",
+    ];
+    let output = lab.command(1, &set(&all)).output().unwrap();
+    assert_refused(
+        &output,
+        2,
+        &["backbone.storage", "no layer is frozen", "help:"],
+    );
+}
+
 #[test]
 fn sharing_a_backbone_that_trains_is_refused_with_the_reason() {
     let lab = Lab::new(&Plan::default());

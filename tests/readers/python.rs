@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod peft;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

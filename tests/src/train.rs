@@ -235,6 +235,13 @@ pub fn logged_lines(run: &Path) -> usize {
     std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
+/// The step that a run's `LATEST` names; 0 when there is none.
+pub fn latest_step(run: &Path) -> u64 {
+    let latest = std::fs::read_to_string(run.join("LATEST")).unwrap_or_default();
+    let step = latest.trim().strip_prefix("step-").unwrap_or("0");
+    step.parse().unwrap_or(0)
+}
+
 /// Process ids of the ranks of the run that writes into `run`, in rank order.
 pub fn rank_pids(run: &Path) -> Vec<u32> {
     let wanted = run.to_string_lossy().into_owned();

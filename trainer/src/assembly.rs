@@ -8,14 +8,14 @@ use scpeft_checkpoint::LoadReport;
 use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_checkpoint::published::Weights;
 use scpeft_collective::Topology;
-use scpeft_config::{Config, Trainable};
+use scpeft_config::{Config, Shard, Trainable};
 use scpeft_data::{Corpus, Loader, Selection};
 use scpeft_model::backbone::{Architecture, Model, Purpose};
 use scpeft_model::device::{self, DeviceChoice};
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::params::Slot;
 use scpeft_model::shard::Gather;
-use scpeft_model::{Layout, Params, Role, TensorSpec};
+use scpeft_model::{Layout, Params, Role, Storage, TensorSpec};
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -318,12 +318,23 @@ impl Assembly {
         ));
         if let Some(store) = self.params.store() {
             let usage = store.usage();
+            let shared = match config.backbone.shard {
+                Shard::None => "kept".to_owned(),
+                group => format!("shared by the ranks of a {group}"),
+            };
+            let form = match settings::storage(config) {
+                Storage::Full => "",
+                Storage::Int8 => ", in 8 bits",
+            };
+            let used = match config.backbone.shard {
+                Shard::None => usage.unpacked_bytes,
+                _ => 2 * usage.block_bytes + usage.unpacked_bytes,
+            };
             lines.push(format!(
-                "frozen layers are shared by the ranks of a {}: {} of {} bytes stay on rank 0, {} at most while they are used",
-                config.backbone.shard,
+                "frozen layers are {shared}{form}: {} of {} bytes stay on rank 0, {} more at most while they are used",
                 grouped(usage.resident_bytes as u64),
                 grouped(usage.total_bytes as u64),
-                grouped(2 * usage.block_bytes as u64),
+                grouped(used as u64),
             ));
         }
         lines.push(match &self.report {
@@ -437,6 +448,7 @@ fn build_model(
         device,
         tail: tail_len(task, architecture.norm(), d_model),
         precision: settings::precision(config),
+        storage: settings::storage(config),
     };
     let specs = architecture.specs()?;
     let rule = FreezeRule::new(config, architecture.as_ref(), task)?;

@@ -82,6 +82,10 @@ impl From<scpeft_checkpoint::Error> for Failure {
             {
                 exit::INTERNAL
             }
+            scpeft_checkpoint::Error::Store { passing: true, .. } => exit::HANG,
+            scpeft_checkpoint::Error::Store { .. } | scpeft_checkpoint::Error::Misuse(_) => {
+                exit::CONFIG
+            }
             _ => exit::WEIGHTS,
         };
         Self::new(code, chain(&error))

@@ -4,6 +4,7 @@ use scpeft_config::{
     AdapterKind, CellStyle, Config, EmbeddingNorm, LayerRule, Layers, MvcStyle, Precision, Shard,
     Target, TaskKind,
 };
+use scpeft_model::Storage;
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
     OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
@@ -140,9 +141,18 @@ pub(crate) fn precision(config: &Config) -> scpeft_model::Precision {
     }
 }
 
+/// How frozen layers are kept.
+pub(crate) fn storage(config: &Config) -> Storage {
+    match config.backbone.storage {
+        scpeft_config::Storage::Full => Storage::Full,
+        scpeft_config::Storage::Int8 => Storage::Int8,
+    }
+}
+
 /// How blocks are run.
 pub(crate) fn executor(config: &Config) -> ExecutorKind {
-    if config.run.recompute || config.backbone.shard != Shard::None {
+    let whole = config.backbone.shard == Shard::None && storage(config) == Storage::Full;
+    if config.run.recompute || !whole {
         ExecutorKind::Recompute
     } else {
         ExecutorKind::Plain

@@ -133,3 +133,33 @@ pub(crate) fn cpu_seconds() -> f64 {
     // Linux reports 100 ticks a second to programs, whatever its own clock.
     ticks / 100.0
 }
+
+/// The largest sizes by kind of memory while something runs.
+pub struct Peaks {
+    over: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    watcher: std::thread::JoinHandle<[f64; 3]>,
+}
+
+impl Peaks {
+    /// Starts to look every few milliseconds.
+    pub fn start() -> Self {
+        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let told = over.clone();
+        let watcher = std::thread::spawn(move || {
+            let mut most = [0.0_f64; 3];
+            while !told.load(std::sync::atomic::Ordering::Relaxed) {
+                let now = ["RssAnon", "RssFile", "RssShmem"].map(status_mib);
+                most = std::array::from_fn(|i| most[i].max(now[i]));
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+            most
+        });
+        Self { over, watcher }
+    }
+
+    /// Ends it: MiB of the process's own memory, of mapped files, and shared with other processes.
+    pub fn end(self) -> [f64; 3] {
+        self.over.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.watcher.join().expect("the watcher")
+    }
+}

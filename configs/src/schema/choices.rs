@@ -82,6 +82,16 @@ choice! {
 }
 
 choice! {
+    /// How the frozen layers of the backbone are kept while they are not used.
+    Storage {
+        /// As they are used.
+        Full = "full",
+        /// 8 bits for each weight of a matrix, and a scale for each output channel.
+        Int8 = "int8",
+    }
+}
+
+choice! {
     /// How a backbone without a weights directory gets its weights.
     Init {
         /// Drawn from the seed.

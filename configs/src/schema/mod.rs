@@ -15,7 +15,7 @@ use crate::resolve::Reader;
 pub use choices::{
     AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
     EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
-    Sampler, Schedule, Select, Shard, Target, TaskKind, Trainable, ValueStyle,
+    Sampler, Schedule, Select, Shard, Storage, Target, TaskKind, Trainable, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -159,6 +159,11 @@ section! {
         /// twice per micro-batch and recomputed in the backward pass, as with `run.recompute`, with
         /// the same bits. Embeddings and heads stay whole.
         shard: Shard = Shard::None;
+        /// How the matrices of frozen layers are kept while they are not used: `full`, or `int8`, 8
+        /// bits for each weight and a scale for each output channel, unpacked a layer at a time just
+        /// before it is used and recomputed in the backward pass, as with `run.recompute`. Default
+        /// `full`. A weight is off by at most 1/254 of the largest of its channel.
+        storage: Storage = Storage::Full;
         /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
         /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
         /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.
@@ -331,6 +336,12 @@ section! {
         /// Saves in a row that may fail, on a full disk for instance, before the run ends; until then
         /// it goes on with the checkpoints it has. Default 3; at least 1.
         max_failures: u64 = 3;
+        /// An address in an object store, such as `s3://bucket/runs/one`, where the newest and the best
+        /// checkpoint are kept as well, for machines that may be lost. `--resume` fetches them where the
+        /// run directory has nothing newer. The store may be down for a while: it is tried again with
+        /// growing pauses, but a run ends well only when the mirror has its last checkpoint.
+        /// Default: unset.
+        mirror: Option<String> = None;
     }
 }
 

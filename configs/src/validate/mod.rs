@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use crate::error::ConfigError;
 use crate::resolve::Reader;
 use crate::schema::{
-    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, TaskKind,
-    TaskSection, Trainable, Vocab,
+    ClassWeights, Config, EmbeddingNorm, MvcStyle, Sampler, Schedule, Select, Shard, Storage,
+    TaskKind, TaskSection, Trainable, Vocab,
 };
 
 /// More threads than any machine a rank runs on has cores.
@@ -340,6 +340,19 @@ fn task(config: &Config, check: &mut Check<'_>) {
             "set `backbone.shard = \"none\"`, or train adapters (`task.trainable = \"adapter\"`)",
         );
     }
+    if task.trainable == Trainable::All
+        && config.backbone.storage != Storage::Full
+        && !check.refused("task.trainable")
+    {
+        check.conflict(
+            "backbone.storage",
+            format!(
+                "`backbone.storage` is `{}`, but `task.trainable` is `all`: no layer is frozen, and only frozen layers are packed",
+                config.backbone.storage
+            ),
+            "set `backbone.storage = \"full\"`, or train adapters (`task.trainable = \"adapter\"`)",
+        );
+    }
     for (key, weight) in [
         ("task.ecs_weight", task.ecs_weight),
         ("task.cce_weight", task.cce_weight),
@@ -553,6 +566,14 @@ fn rest(config: &Config, check: &mut Check<'_>) {
         1,
     );
     check.at_least("checkpoint.max_failures", config.checkpoint.max_failures, 1);
+    if let Some(mirror) = &config.checkpoint.mirror {
+        check.range(
+            "checkpoint.mirror",
+            mirror,
+            mirror.contains("://"),
+            "an address such as `s3://bucket/path`",
+        );
+    }
     check.at_least("log.every_steps", config.log.every_steps, 1);
     let bind = &config.metrics.bind;
     check.range(

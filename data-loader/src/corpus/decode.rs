@@ -43,14 +43,6 @@ impl IdMap {
         }
         Self::Map(ids.iter().copied().zip(0..).collect())
     }
-
-    fn gene(&self, id: i64) -> Option<u32> {
-        let gene = match self {
-            Self::Table(table) => usize::try_from(id).ok().and_then(|id| table.get(id)),
-            Self::Map(map) => map.get(&id),
-        };
-        gene.copied().filter(|&gene| gene != NO_GENE)
-    }
 }
 
 /// Takes cells out of the record batches of a corpus.
@@ -103,32 +95,54 @@ impl Decoder {
         }
         let (gene_rows, gene_items) = list_of(batch.column(0), genes_name)?;
         let (value_rows, value_items) = list_of(batch.column(1), values_name)?;
-        let ids = Ids::new(gene_items, genes_name)?;
-        let numbers = Numbers::new(value_items, values_name)?;
+        let lists = Lists {
+            gene_rows,
+            ids: Ids::new(gene_items, genes_name)?,
+            value_rows,
+            numbers: Numbers::new(value_items, values_name)?,
+        };
+        self.lists(&lists, chosen, buffer, each);
+        Ok(())
+    }
+
+    /// Hands the `chosen` rows of two columns of lists to `each`, in order.
+    pub(super) fn lists(
+        &self,
+        lists: &Lists<'_>,
+        chosen: impl Iterator<Item = usize>,
+        buffer: &mut CellBuffer,
+        mut each: impl FnMut(Decoded<'_>),
+    ) {
+        let own = !matches!(self.layout, Layout::Foreign(_));
         for row in chosen {
-            let (of_genes, of_values) = (gene_rows.range(row), value_rows.range(row));
-            let done = if of_genes.len() == of_values.len() {
-                match &self.layout {
-                    Layout::Foreign(foreign) => {
-                        self.foreign_cell(foreign, &ids, &numbers, of_genes, of_values, buffer)
+            let (genes, values) = (lists.gene_rows.range(row), lists.value_rows.range(row));
+            if genes.len() != values.len() {
+                let (genes, values) = (genes.len(), values.len());
+                each(Decoded::Fault(format!(
+                    "lists {genes} genes but {values} values"
+                )));
+                continue;
+            }
+            let done = match (&self.layout, &lists.ids, &lists.numbers) {
+                (_, Ids::U32(ids), Numbers::F32(numbers)) if own => {
+                    // As cells want them already.
+                    let (ids, numbers) = (&ids[genes], &numbers[values]);
+                    match self.check(ids, numbers) {
+                        Ok(()) => each(Decoded::Lists(ids, numbers)),
+                        Err(problem) => each(Decoded::Fault(problem)),
                     }
-                    Layout::List | Layout::Packed => {
-                        self.list_cell(&ids, &numbers, of_genes, of_values, buffer)
-                    }
+                    continue;
                 }
-            } else {
-                Err(format!(
-                    "lists {} genes but {} values",
-                    of_genes.len(),
-                    of_values.len()
-                ))
+                (Layout::Foreign(foreign), ids, numbers) => {
+                    self.foreign_cell(foreign, ids, numbers, genes, values, buffer)
+                }
+                (_, ids, numbers) => self.list_cell(ids, numbers, genes, values, buffer),
             };
             match done {
                 Ok(()) => each(Decoded::Lists(&buffer.genes, &buffer.values)),
                 Err(problem) => each(Decoded::Fault(problem)),
             }
         }
-        Ok(())
     }
 
     fn list_cell(
@@ -161,23 +175,31 @@ impl Decoder {
         };
         out.values.drain(..head);
         let ids_of = genes.start + head..genes.end;
-        let known = |id: i64| match &self.ids {
-            Some(map) => map.gene(id),
-            None => u32::try_from(id).ok().filter(|&gene| gene < self.n_genes),
-        };
-        if foreign.drop_unknown {
-            ids.map(
-                ids_of,
-                &mut out.genes,
-                |id| Ok(known(id).unwrap_or(NO_GENE)),
-            )?;
-            drop_unknown(out);
-        } else if self.ids.is_some() {
-            ids.map(ids_of, &mut out.genes, |id| {
-                known(id).ok_or_else(|| format!("has gene id {id}, which the gene table lacks"))
-            })?;
+        if let Some(map) = &self.ids {
+            match map {
+                IdMap::Table(table) => ids.map(ids_of.clone(), &mut out.genes, |id| {
+                    // Negative ids are beyond any table.
+                    table.get(id as u64 as usize).copied().unwrap_or(NO_GENE)
+                }),
+                IdMap::Map(map) => ids.map(ids_of.clone(), &mut out.genes, |id| {
+                    map.get(&id).copied().unwrap_or(NO_GENE)
+                }),
+            }
+        } else if foreign.drop_unknown {
+            ids.map(ids_of.clone(), &mut out.genes, |id| {
+                let gene = u32::try_from(id).ok().filter(|&gene| gene < self.n_genes);
+                gene.unwrap_or(NO_GENE)
+            });
         } else {
-            ids.copy(ids_of, &mut out.genes)?;
+            ids.copy(ids_of.clone(), &mut out.genes)?;
+        }
+        if out.genes.contains(&NO_GENE) {
+            if !foreign.drop_unknown {
+                let place = out.genes.iter().position(|&gene| gene == NO_GENE);
+                let id = ids.get(ids_of.start + place.unwrap_or(0));
+                return Err(format!("has gene id {id}, which the gene table lacks"));
+            }
+            drop_unknown(out);
         }
         if foreign.sum_duplicates && !strictly_ascending(&out.genes) {
             sort_and_sum(out);
@@ -281,10 +303,22 @@ fn bytes_of<'a>(
     Ok(found)
 }
 
+/// Two columns of lists: the genes and the values of some rows.
+pub(super) struct Lists<'a> {
+    pub(super) gene_rows: Rows<'a>,
+    pub(super) ids: Ids<'a>,
+    pub(super) value_rows: Rows<'a>,
+    pub(super) numbers: Numbers<'a>,
+}
+
 /// Where the entries of each row lie.
-enum Rows<'a> {
+pub(super) enum Rows<'a> {
+    /// Where rows begin, and where the last one ends.
     Narrow(&'a [i32]),
+    /// The same.
     Wide(&'a [i64]),
+    /// Where rows begin; the end of the last one.
+    Starts(&'a [usize], usize),
 }
 
 impl Rows<'_> {
@@ -292,6 +326,7 @@ impl Rows<'_> {
         match self {
             Self::Narrow(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
             Self::Wide(offsets) => offsets[row] as usize..offsets[row + 1] as usize,
+            Self::Starts(starts, end) => starts[row]..starts.get(row + 1).copied().unwrap_or(*end),
         }
     }
 }
@@ -318,11 +353,23 @@ fn slice<T: ArrowPrimitiveType>(array: &ArrayRef) -> &[T::Native] {
 }
 
 /// The gene ids of a batch, of any integer type.
-enum Ids<'a> {
+pub(super) enum Ids<'a> {
     U16(&'a [u16]),
     U32(&'a [u32]),
     I32(&'a [i32]),
     I64(&'a [i64]),
+}
+
+impl<'a> From<&'a [u32]> for Ids<'a> {
+    fn from(ids: &'a [u32]) -> Self {
+        Self::U32(ids)
+    }
+}
+
+impl<'a> From<&'a [i64]> for Ids<'a> {
+    fn from(ids: &'a [i64]) -> Self {
+        Self::I64(ids)
+    }
 }
 
 impl<'a> Ids<'a> {
@@ -353,23 +400,23 @@ impl<'a> Ids<'a> {
     }
 
     /// Copies what ids stand for.
-    fn map(
-        &self,
-        range: Range<usize>,
-        out: &mut Vec<u32>,
-        gene: impl Fn(i64) -> Result<u32, String>,
-    ) -> Result<(), String> {
+    fn map(&self, range: Range<usize>, out: &mut Vec<u32>, gene: impl Fn(i64) -> u32) {
         out.clear();
-        out.reserve(range.len());
-        for place in range {
-            out.push(gene(match self {
-                Self::U16(ids) => i64::from(ids[place]),
-                Self::U32(ids) => i64::from(ids[place]),
-                Self::I32(ids) => i64::from(ids[place]),
-                Self::I64(ids) => ids[place],
-            })?);
+        match self {
+            Self::U16(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::U32(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::I32(ids) => out.extend(ids[range].iter().map(|&id| gene(i64::from(id)))),
+            Self::I64(ids) => out.extend(ids[range].iter().map(|&id| gene(id))),
         }
-        Ok(())
+    }
+
+    fn get(&self, place: usize) -> i64 {
+        match self {
+            Self::U16(ids) => i64::from(ids[place]),
+            Self::U32(ids) => i64::from(ids[place]),
+            Self::I32(ids) => i64::from(ids[place]),
+            Self::I64(ids) => ids[place],
+        }
     }
 }
 
@@ -382,7 +429,7 @@ fn copy_signed(ids: impl Iterator<Item = i64> + Clone, out: &mut Vec<u32>) -> Re
 }
 
 /// The values of a batch, of any type of numbers.
-enum Numbers<'a> {
+pub(super) enum Numbers<'a> {
     U16(&'a [u16]),
     U32(&'a [u32]),
     I32(&'a [i32]),

@@ -1,12 +1,14 @@
 //! The corpus format: a directory of Parquet shards, one row a cell, with a manifest and a gene table.
 
 mod block;
+mod cells;
 mod checksums;
 mod chunks;
 mod decode;
 mod manifest;
 mod obs;
 mod packed;
+mod pages;
 mod reader;
 mod writer;
 

@@ -22,6 +22,14 @@ pub struct CellBuffer {
     pub values: Vec<f32>,
 }
 
+impl CellBuffer {
+    /// Forgets what it holds and keeps its room.
+    pub fn clear(&mut self) {
+        self.genes.clear();
+        self.values.clear();
+    }
+}
+
 /// Cells in memory as packed bytes, and what is wrong with those that cannot be used.
 #[derive(Debug, Clone, Default)]
 pub struct PackedBlock {
@@ -51,11 +59,27 @@ impl PackedBlock {
         place.ok().map(|place| self.faults[place].1.as_str())
     }
 
-    /// Unpacks a cell.
+    /// Unpacks a cell into `out`, in place of what it held.
     ///
     /// # Errors
-    /// What is wrong with it: a fault, or bytes that are no cell of a corpus with so many genes.
+    /// As [`PackedBlock::append_cell`].
     pub fn cell(
+        &self,
+        row: usize,
+        n_genes: u32,
+        kind: ValueKind,
+        out: &mut CellBuffer,
+    ) -> Result<(), String> {
+        out.clear();
+        self.append_cell(row, n_genes, kind, out)
+    }
+
+    /// Unpacks a cell behind what `out` holds: rows of a sparse matrix are made without another copy.
+    ///
+    /// # Errors
+    /// What is wrong with it: a fault, or bytes that are no cell of a corpus with so many genes. What `out`
+    /// held stays.
+    pub fn append_cell(
         &self,
         row: usize,
         n_genes: u32,
@@ -201,10 +225,10 @@ fn pack_wide(n: usize, number: impl Fn(usize) -> u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&bytes[..end]);
 }
 
-/// Unpacks one cell into `out`, in place of what it held.
+/// Unpacks one cell behind what `out` holds.
 ///
 /// # Errors
-/// What is wrong, when the bytes are no cell of a corpus with so many genes.
+/// What is wrong, when the bytes are no cell of a corpus with so many genes. What `out` held stays.
 pub(crate) fn unpack(
     genes: &[u8],
     values: &[u8],
@@ -212,19 +236,21 @@ pub(crate) fn unpack(
     kind: ValueKind,
     out: &mut CellBuffer,
 ) -> Result<(), String> {
-    unpack_genes(genes, n_genes, &mut out.genes)?;
-    match kind {
-        ValueKind::Counts => unpack_counts(values, &mut out.values)?,
-        ValueKind::Lognorm => unpack_floats(values, &mut out.values)?,
+    let before = (out.genes.len(), out.values.len());
+    let done = unpack_genes(genes, n_genes, &mut out.genes).and_then(|()| match kind {
+        ValueKind::Counts => unpack_counts(values, &mut out.values),
+        ValueKind::Lognorm => unpack_floats(values, &mut out.values),
+    });
+    let (genes, values) = (out.genes.len() - before.0, out.values.len() - before.1);
+    let done = match done {
+        Ok(()) if genes != values => Err(format!("lists {genes} genes but {values} values")),
+        done => done,
+    };
+    if done.is_err() {
+        out.genes.truncate(before.0);
+        out.values.truncate(before.1);
     }
-    if out.genes.len() != out.values.len() {
-        return Err(format!(
-            "lists {} genes but {} values",
-            out.genes.len(),
-            out.values.len()
-        ));
-    }
-    Ok(())
+    done
 }
 
 #[inline]
@@ -237,7 +263,6 @@ fn has_escape(run: &[u8; RUN]) -> bool {
 fn unpack_genes(bytes: &[u8], n_genes: u32, out: &mut Vec<u32>) -> Result<(), String> {
     // No sum below can run over: a run adds at most 32 times 256 to an index below 2^31.
     let limit = n_genes.min(1 << 31);
-    out.clear();
     out.reserve(bytes.len() + RUN);
     let (mut next, mut at) = (0_u32, 0);
     while at < bytes.len() {
@@ -245,8 +270,9 @@ fn unpack_genes(bytes: &[u8], n_genes: u32, out: &mut Vec<u32>) -> Result<(), St
             Some(run) if !has_escape(run) => {
                 let mut genes = [0; RUN];
                 for (gene, &gap) in genes.iter_mut().zip(run) {
-                    *gene = next + u32::from(gap);
-                    next = *gene + 1;
+                    // One addition leads from gene to gene; the other waits for none before it.
+                    next += u32::from(gap) + 1;
+                    *gene = next - 1;
                 }
                 out.extend_from_slice(&genes);
                 at += RUN;
@@ -278,7 +304,6 @@ fn beyond(gene: u64, n_genes: u32) -> String {
 }
 
 fn unpack_counts(bytes: &[u8], out: &mut Vec<f32>) -> Result<(), String> {
-    out.clear();
     out.reserve(bytes.len() + RUN);
     let (mut at, mut zeros) = (0, false);
     while at < bytes.len() {
@@ -317,9 +342,9 @@ fn unpack_floats(bytes: &[u8], out: &mut Vec<f32>) -> Result<(), String> {
             bytes.len()
         ));
     }
-    out.clear();
+    let before = out.len();
     out.extend(floats.iter().map(|&bytes| f32::from_le_bytes(bytes)));
-    match out
+    match out[before..]
         .iter()
         .find(|value| !(value.is_finite() && **value > 0.0))
     {
@@ -375,6 +400,11 @@ mod tests {
                 block.cell(1, last + 1, kind, &mut out).unwrap();
                 prop_assert_eq!(&out.genes, &genes);
                 prop_assert_eq!(&out.values, &values);
+                block.append_cell(0, last + 1, kind, &mut out).unwrap();
+                prop_assert_eq!(&out.genes[..genes.len()], &genes[..]);
+                prop_assert_eq!((&out.genes[genes.len()..], &out.values[genes.len()..]), (&[0][..], &[1.0][..]));
+                prop_assert!(block.append_cell(1, last, kind, &mut out).is_err());
+                prop_assert_eq!((out.genes.len(), out.values.len()), (genes.len() + 1, genes.len() + 1));
                 let error = block.cell(1, last, kind, &mut out).unwrap_err();
                 prop_assert!(error.contains("gene table"), "{}", error);
             }
@@ -387,6 +417,7 @@ mod tests {
         ) {
             let mut out = CellBuffer::default();
             for kind in [ValueKind::Counts, ValueKind::Lognorm] {
+                out.clear();
                 if unpack(&genes, &values, 60_000, kind, &mut out).is_ok() {
                     prop_assert!(out.genes.is_sorted_by(|a, b| a < b));
                     prop_assert!(out.genes.iter().all(|&g| g < 60_000));

@@ -10,18 +10,13 @@ use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReader
 
 use super::checksums::crc32;
 use super::chunks::{Chunks, chunk_range};
-use super::decode::{Decoded, Decoder};
-use super::packed::{self, CellBuffer, PackedBlock};
+use super::decode::Decoder;
 use super::writer::N_STORED;
-use super::{Block, FORMAT_VERSION, Layout, MANIFEST, Manifest, Shard, ValueKind};
+use super::{FORMAT_VERSION, Layout, MANIFEST, Manifest, Shard, ValueKind};
 use crate::genes::GeneTable;
 use crate::storage::{Batches, Footer, Storage, StoreOptions, Traffic};
 use crate::{Error, Result};
 
-/// Cells decoded at a time: the Arrow arrays of so many cells stay in the cache.
-const DECODE_CELLS: usize = 512;
-/// Cells after which the size of a block is estimated.
-const SAMPLE_CELLS: usize = 256;
 /// Lengths decoded at a time.
 const LENGTH_CELLS: usize = 8192;
 
@@ -45,7 +40,7 @@ pub struct Corpus {
     manifest: Manifest,
     fingerprint: String,
     genes: GeneTable,
-    decoder: Decoder,
+    pub(super) decoder: Decoder,
     row_groups: Vec<RowGroup>,
     footers: Vec<OnceLock<ArrowReaderMetadata>>,
 }
@@ -168,58 +163,6 @@ impl Corpus {
         &self.row_groups
     }
 
-    /// Decodes the cells of a row group, or only its `chosen` rows (ascending).
-    ///
-    /// # Errors
-    /// When the shard cannot be read or holds something else than the format says.
-    pub fn read_block(&self, row_group: usize, chosen: Option<&[u32]>) -> Result<Block> {
-        let mut block = Block::default();
-        let mut buffer = CellBuffer::default();
-        let (kind, n_genes) = (self.value_kind(), self.manifest.genes.n);
-        self.read_cells(row_group, chosen, &mut |row, cell| {
-            let unpacked = match cell {
-                Decoded::Lists(genes, values) => {
-                    block.push(genes, values);
-                    return Ok(());
-                }
-                Decoded::Packed(genes, values) => {
-                    packed::unpack(genes, values, n_genes, kind, &mut buffer)
-                }
-                Decoded::Fault(problem) => Err(problem),
-            };
-            unpacked.map_err(|problem| self.cell_error(row_group, row, &problem))?;
-            block.push(&buffer.genes, &buffer.values);
-            Ok(())
-        })?;
-        Ok(block)
-    }
-
-    /// Decodes the cells of a row group, or only its `chosen` rows (ascending), into packed bytes. Cells
-    /// that cannot be used are kept as faults; those of the packed layout are checked when they are
-    /// unpacked.
-    ///
-    /// # Errors
-    /// When the row group cannot be read as a whole.
-    pub fn read_packed(&self, row_group: usize, chosen: Option<&[u32]>) -> Result<PackedBlock> {
-        let mut block = PackedBlock::default();
-        let kind = self.value_kind();
-        let rows = self.row_groups[row_group].rows as usize;
-        let rows = chosen.map_or(rows, <[u32]>::len);
-        block.reserve(rows);
-        self.read_cells(row_group, chosen, &mut |_, cell| {
-            if block.rows() == SAMPLE_CELLS {
-                block.expect(rows);
-            }
-            match cell {
-                Decoded::Lists(genes, values) => block.push(genes, values, kind),
-                Decoded::Packed(genes, values) => block.push_packed(genes, values),
-                Decoded::Fault(problem) => block.push_fault(problem),
-            }
-            Ok(())
-        })?;
-        Ok(block)
-    }
-
     /// How many values each cell of a row group has, when the shards have a column for it.
     ///
     /// # Errors
@@ -239,42 +182,6 @@ impl Corpus {
         Ok(Some(stored))
     }
 
-    /// Hands the cells of a row group to `each`, with their rows in it.
-    fn read_cells(
-        &self,
-        row_group: usize,
-        chosen: Option<&[u32]>,
-        each: &mut dyn FnMut(u32, Decoded<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let mut first = 0_u32;
-        let mut buffer = CellBuffer::default();
-        let mut failure = None;
-        self.scan(row_group, &self.decoder.columns(), DECODE_CELLS, |batch| {
-            let last = first + batch.num_rows() as u32;
-            let all: Vec<u32>;
-            let rows = match chosen {
-                None => {
-                    all = (first..last).collect();
-                    &all
-                }
-                Some(rows) => {
-                    &rows[rows.partition_point(|&r| r < first)..rows.partition_point(|&r| r < last)]
-                }
-            };
-            let mut places = rows.iter();
-            let wanted = rows.iter().map(|row| (row - first) as usize);
-            self.decoder.cells(batch, wanted, &mut buffer, |cell| {
-                let row = places.next().copied().unwrap_or(last);
-                if failure.is_none() {
-                    failure = each(row, cell).err();
-                }
-            })?;
-            first = last;
-            Ok(())
-        })?;
-        failure.map_or(Ok(()), Err)
-    }
-
     /// Runs over the record batches of some columns of a row group, in the order of `columns`.
     pub(crate) fn scan(
         &self,
@@ -284,14 +191,13 @@ impl Corpus {
         mut visit: impl FnMut(&RecordBatch) -> Result<(), String>,
     ) -> Result<()> {
         let group = self.row_groups[row_group];
-        let shard = &self.manifest.shards[group.shard];
         let footer = self.footer(row_group)?;
         // By place: a name with a dot would be taken for a path. Names that are missing are reported below.
         let roots = columns
             .iter()
             .filter_map(|c| footer.schema().index_of(c).ok());
         let mask = ProjectionMask::roots(footer.parquet_schema(), roots);
-        let chunks = self.column_chunks(shard, footer, group.index, &mask)?;
+        let chunks = self.column_chunks(row_group, footer, &mask)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, footer.clone())
             .with_row_groups(vec![group.index])
             .with_projection(mask)
@@ -312,13 +218,14 @@ impl Corpus {
     }
 
     /// Fetches what a row group has of the columns in `mask`.
-    fn column_chunks(
+    pub(super) fn column_chunks(
         &self,
-        shard: &Shard,
+        row_group: usize,
         footer: &ArrowReaderMetadata,
-        index: usize,
         mask: &ProjectionMask,
     ) -> Result<Chunks> {
+        let RowGroup { shard, index, .. } = self.row_groups[row_group];
+        let shard = &self.manifest.shards[shard];
         let columns = footer.metadata().row_group(index).columns().iter();
         let chosen = columns
             .enumerate()

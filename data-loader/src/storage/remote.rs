@@ -7,15 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
-use object_store::http::HttpBuilder;
 use object_store::path::Path as Location;
-use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreScheme, RetryConfig,
-};
-use url::{Position, Url};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
+use url::Url;
 
 use super::retry::{Failure, Patience, Target, judge};
 use super::{Listed, StoreOptions, Traffic, runtime, wrong_size};
@@ -30,25 +24,10 @@ const PARALLEL: usize = 8;
 
 /// The URL that a path is the text of; `None` for a path of the file system.
 pub(super) fn url(root: &Path) -> Result<Option<Url>> {
-    let Some(text) = root.to_str().filter(|text| text.contains("://")) else {
-        return Ok(None);
-    };
-    let fail = |problem: String| {
-        Error::options(
-            format!("`{text}`: {problem}"),
-            "use a folder, or s3://bucket/path, gs://bucket/path, az://container/path, https://host/path",
-        )
-    };
-    let url = Url::parse(text).map_err(|e| fail(format!("is no URL: {e}")))?;
-    match url.scheme() {
-        "file" => return Ok(None),
-        "s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "http" | "https" => {}
-        other => return Err(fail(format!("nothing is known of `{other}://`"))),
+    match root.to_str() {
+        Some(text) => scpeft_store::parse(text).map_err(Error::misuse),
+        None => Ok(None),
     }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(fail("a query or fragment has no place here".to_owned()));
-    }
-    Ok(Some(url))
 }
 
 /// A folder of a store.
@@ -71,23 +50,16 @@ struct Shared {
 
 impl Remote {
     pub(super) fn new(url: &Url, options: &StoreOptions, traffic: Arc<Traffic>) -> Result<Self> {
-        let fail = |e: object_store::Error| {
-            Error::options(
-                format!("`{url}` cannot be opened: {e}"),
-                "check the URL and the AWS_*, GOOGLE_* or AZURE_* variables",
-            )
-        };
-        let (scheme, folder) =
-            ObjectStoreScheme::parse(url).map_err(|e| fail(object_store::Error::from(e)))?;
+        let client = scpeft_store::open(url, &options.settings).map_err(Error::misuse)?;
         Ok(Self {
             shared: Arc::new(Shared {
-                store: build(&scheme, url, &options.settings)?.map_err(fail)?,
-                folder,
+                store: client.store,
+                folder: client.folder,
                 traffic,
                 versions: Mutex::default(),
             }),
             options: options.clone(),
-            lists: scheme != ObjectStoreScheme::Http,
+            lists: client.lists,
         })
     }
 
@@ -315,75 +287,6 @@ impl Shared {
     }
 }
 
-/// Makes the client of a store. It does not retry by itself: [`Patience`] does, and counts.
-fn build(
-    scheme: &ObjectStoreScheme,
-    url: &Url,
-    settings: &[(String, String)],
-) -> Result<object_store::Result<Box<dyn ObjectStore>>> {
-    // Settings of other kinds of stores are none of this one's.
-    macro_rules! configured {
-        ($builder:expr, $url:expr) => {{
-            let builder = $builder.with_url($url.to_string()).with_retry(RetryConfig {
-                max_retries: 0,
-                ..RetryConfig::default()
-            });
-            let builder = settings.iter().fold(builder, |builder, (key, value)| {
-                match key.to_ascii_lowercase().parse() {
-                    Ok(key) => builder.with_config(key, value),
-                    Err(_) => builder,
-                }
-            });
-            builder.build().map(boxed)
-        }};
-    }
-    Ok(match scheme {
-        ObjectStoreScheme::AmazonS3 => {
-            endpoint_may_be_used(settings)?;
-            configured!(AmazonS3Builder::from_env(), url)
-        }
-        ObjectStoreScheme::GoogleCloudStorage => {
-            configured!(GoogleCloudStorageBuilder::from_env(), url)
-        }
-        ObjectStoreScheme::MicrosoftAzure => configured!(MicrosoftAzureBuilder::from_env(), url),
-        _ => {
-            let client = ClientOptions::new().with_allow_http(url.scheme() == "http");
-            let builder = HttpBuilder::new().with_client_options(client);
-            configured!(builder, &url[..Position::BeforePath])
-        }
-    })
-}
-
-fn boxed<S: ObjectStore>(store: S) -> Box<dyn ObjectStore> {
-    Box::new(store)
-}
-
-/// Says at once what the client would say only after all its tries.
-fn endpoint_may_be_used(settings: &[(String, String)]) -> Result<()> {
-    let setting = |name: &str| {
-        let mut set = settings.iter();
-        let set = set.find(|(key, _)| key.eq_ignore_ascii_case(name));
-        set.map(|(_, value)| value.clone())
-            .or_else(|| std::env::var(name).ok())
-    };
-    let plain = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"]
-        .into_iter()
-        .find(|name| setting(name).is_some_and(|url| url.starts_with("http://")));
-    let allowed = setting("AWS_ALLOW_HTTP").is_some_and(|text| {
-        matches!(
-            text.to_lowercase().as_str(),
-            "1" | "true" | "on" | "yes" | "y"
-        )
-    });
-    match plain {
-        Some(name) if !allowed => Err(Error::options(
-            format!("{name} names an endpoint without encryption, which is not allowed by default"),
-            "set AWS_ALLOW_HTTP=true, or use an https:// endpoint",
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// The ranges to ask for: close ones together, ascending.
 fn coalesce(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut sorted: Vec<_> = ranges.iter().filter(|r| r.start < r.end).cloned().collect();
@@ -473,19 +376,5 @@ mod tests {
         assert_eq!(holding(&pieces, &(6..8)), Some(0));
         assert_eq!(holding(&pieces, &(200..201)), Some(1));
         assert_eq!(holding(&pieces, &(6..6)), None);
-    }
-
-    #[test]
-    fn urls_are_told_from_paths() {
-        let of = |text: &str| url(Path::new(text));
-        assert!(of("data/corpus").unwrap().is_none());
-        assert!(of("file:///data/corpus").unwrap().is_none());
-        assert_eq!(of("s3://bucket/a/b").unwrap().unwrap().scheme(), "s3");
-        let message = of("ftp://host/x").unwrap_err().to_string();
-        assert!(
-            message.contains("nothing is known of `ftp://`"),
-            "{message}"
-        );
-        assert!(of("https://host/x?token=1").is_err());
     }
 }

@@ -36,9 +36,18 @@ pub fn domain(cell: usize) -> i32 {
     }
 }
 
-/// A corpus of random counts in row groups of 8; cell 5 expresses nothing. Every fourth cell has no
-/// label.
+/// [`CELLS`] cells in row groups of 8 and shards of 40.
 pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
+    write_corpus_of(dir, CELLS, 8, 40)
+}
+
+/// A corpus of random counts; cell 5 expresses nothing. Every fourth cell has no label.
+pub fn write_corpus_of(
+    dir: &Path,
+    cells: usize,
+    row_group_cells: usize,
+    shard_cells: usize,
+) -> Arc<Corpus> {
     let genes = GeneTable {
         symbols: (0..GENES).map(|g| format!("G{g}")).collect(),
         ensembl: vec![None; GENES as usize],
@@ -54,8 +63,8 @@ pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
         ["x", "y", "z"].map(String::from).to_vec(),
     );
     let options = WriterOptions {
-        row_group_cells: 8,
-        shard_cells: 40,
+        row_group_cells,
+        shard_cells,
         ..WriterOptions::default()
     };
     let obs = [label, domains].map(|column| (column, obs_array_type(ObsKind::Category, false)));
@@ -63,7 +72,7 @@ pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
     let mut writer =
         CorpusWriter::create(&output, options, ValueKind::Counts, &genes, obs.to_vec()).unwrap();
     let (mut offsets, mut indices, mut values) = (vec![0], Vec::new(), Vec::new());
-    for cell in 0..CELLS {
+    for cell in 0..cells {
         let mut rng = Rng::new(11, Purpose::Split, 1, cell as u64);
         for gene in (0..GENES).filter(|&gene| cell != 5 || gene == 0) {
             if rng.below(3) > 0 || cell == 5 {
@@ -73,14 +82,14 @@ pub fn write_corpus(dir: &Path) -> Arc<Corpus> {
         }
         offsets.push(indices.len() as i32);
     }
-    let labels = (0..CELLS as i32).map(|c| (c % 4 < 3).then_some(c % 4));
-    let domains = (0..CELLS).map(|c| Some(domain(c)));
+    let labels = (0..cells as i32).map(|c| (c % 4 < 3).then_some(c % 4));
+    let domains = (0..cells).map(|c| Some(domain(c)));
     let column = |codes: Int32Array, names: [&str; 3]| -> ArrayRef {
         let names = Arc::new(StringArray::from(names.to_vec()));
         Arc::new(DictionaryArray::<Int32Type>::try_new(codes, names).unwrap())
     };
     let batch = CellBatch {
-        cell_ids: (0..CELLS).map(|c| format!("cell-{c}")).collect(),
+        cell_ids: (0..cells).map(|c| format!("cell-{c}")).collect(),
         offsets,
         genes: indices,
         values: CellValues::Counts(values),

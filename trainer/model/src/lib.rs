@@ -30,4 +30,4 @@ pub mod shard;
 
 pub use error::{Error, Result};
 pub use init::Init;
-pub use params::{Layout, Params, Precision, Role, TensorSpec};
+pub use params::{Layout, Params, Precision, Role, Storage, TensorSpec};

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use tch::{Device, Kind, Tensor};
 
 use crate::init::Init;
-use crate::shard::{BlockStore, Gather, StoreBuilder};
+use crate::shard::{Alone, BlockStore, Gather, StoreBuilder, int8};
 use crate::{Error, Result};
 
 /// What a tensor belongs to; the freeze rule and the loading policy go by it.
@@ -49,6 +49,26 @@ impl Precision {
         match self {
             Self::F32 | Self::Bf16 => Kind::Float,
             Self::F64 => Kind::Double,
+        }
+    }
+}
+
+/// How frozen matrices of blocks are kept while they are not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Storage {
+    /// As they are used.
+    #[default]
+    Full,
+    /// In 8 bits with a scale for each output channel, unpacked block by block.
+    Int8,
+}
+
+impl Storage {
+    /// Bytes of a tensor that is used in `kind`.
+    pub fn bytes(self, shape: &[i64], kind: Kind) -> usize {
+        match self {
+            Self::Full => shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes(),
+            Self::Int8 => int8::bytes(shape),
         }
     }
 }
@@ -102,6 +122,16 @@ impl TensorSpec {
         self.shape.iter().product::<i64>() as usize
     }
 
+    /// How it is kept, as a frozen part of a block, in a model with this storage: vectors and what
+    /// needs full precision are never packed.
+    pub fn storage(&self, storage: Storage) -> Storage {
+        if self.shape.len() == 2 && !self.full_precision {
+            storage
+        } else {
+            Storage::Full
+        }
+    }
+
     /// Number format while it is frozen.
     pub fn kind(&self, precision: Precision) -> Kind {
         if self.full_precision {
@@ -124,6 +154,8 @@ pub struct Layout {
     pub tail: usize,
     /// Number formats.
     pub precision: Precision,
+    /// How frozen matrices of blocks are kept.
+    pub storage: Storage,
 }
 
 impl Layout {
@@ -134,6 +166,7 @@ impl Layout {
             device: Device::Cpu,
             tail: 0,
             precision: Precision::F32,
+            storage: Storage::Full,
         }
     }
 }
@@ -214,7 +247,13 @@ impl Params {
             device,
             tail,
             precision,
+            storage,
         } = layout;
+        // Packed blocks are unpacked one by one, which is a store's business, shared or not.
+        let gather = match (gather, storage) {
+            (None, Storage::Int8) => Some(Rc::new(Alone) as Rc<dyn Gather>),
+            (gather, _) => gather,
+        };
         let trainable = |s: &TensorSpec| s.role != Role::Buffer && trainable(s);
         let total: usize = specs
             .iter()
@@ -227,7 +266,8 @@ impl Params {
         let mut store = match gather {
             Some(gather) => {
                 let parts = specs.iter().filter_map(|s| Some((of_block(s)?, s)));
-                Some(StoreBuilder::new(gather, parts, precision, device)?)
+                let form = (precision, storage);
+                Some(StoreBuilder::new(gather, parts, form, device)?)
             }
             None => None,
         };

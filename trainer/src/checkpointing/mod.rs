@@ -1,12 +1,13 @@
 //! The run directory: what is written into it, and how a run continues from it.
 
+pub(crate) mod mirroring;
 mod saver;
 mod snapshot;
 mod writer;
 
 use std::path::{Path, PathBuf};
 
-use scpeft_checkpoint::{CheckpointStore, TensorFile, fsx};
+use scpeft_checkpoint::{CheckpointStore, Mirror, TensorFile, fsx};
 use scpeft_collective::Collective;
 use scpeft_config::{Config, Resolved};
 use serde::{Deserialize, Serialize};
@@ -93,16 +94,30 @@ impl RunDir {
         }
     }
 
-    /// Returns the checkpoint to continue from. Changes nothing: whatever else is wrong with the
-    /// run shall cost nothing of an earlier one. Only rank 0 calls this.
+    /// Returns the checkpoint to continue from. Deletes nothing: whatever else is wrong with the
+    /// run shall cost nothing of an earlier one. What the mirror has beyond the run directory is
+    /// fetched on resumption. Only rank 0 calls this.
     ///
     /// # Errors
-    /// When it holds an earlier run and the user said neither to resume nor to overwrite.
-    pub(crate) fn resume_point(&self, args: &RunArgs) -> Result<Option<PathBuf>> {
-        let found = !self.store.list()?.is_empty();
+    /// When it or the mirror holds an earlier run and the user said neither to resume nor to
+    /// overwrite, and when the mirror does not answer: it may hold the newer state.
+    pub(crate) fn resume_point(
+        &self,
+        args: &RunArgs,
+        mirror: Option<&Mirror>,
+    ) -> Result<Option<PathBuf>> {
+        if let Some(mirror) = mirror.filter(|_| args.resume) {
+            for step in mirror.fetch_newer(&self.store)? {
+                tracing::info!("fetched the checkpoint of step {step} from the mirror");
+            }
+        }
+        let here = !self.store.list()?.is_empty();
+        let found =
+            here || mirror.map_or(Ok(false), |m| m.list().map(|found| !found.is_empty()))?;
         if found && !args.resume && !args.overwrite {
+            let place = if here { "" } else { "the mirror of " };
             return Err(Failure::config(format!(
-                "`{}` holds checkpoints of an earlier run\n\
+                "{place}`{}` holds checkpoints of an earlier run\n\
                  help: `--resume` continues it, `--overwrite` deletes them, `--set run.dir=DIR` goes elsewhere",
                 self.path.display()
             )));
@@ -130,7 +145,10 @@ impl RunDir {
     ///
     /// # Errors
     /// When a file cannot be removed.
-    pub(crate) fn clear(&self) -> Result<()> {
+    pub(crate) fn clear(&self, mirror: Option<&Mirror>) -> Result<()> {
+        if let Some(mirror) = mirror {
+            mirror.clear()?;
+        }
         for listed in self.store.list()? {
             fsx::remove(&listed.path)?;
         }

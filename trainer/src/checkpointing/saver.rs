@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use scpeft_checkpoint::{CheckpointStore, Policy, fsx};
 use scpeft_config::Config;
 
+use super::mirroring::Mirroring;
 use super::snapshot::{Shapes, Snapshot};
 use super::writer::{Done, Evaluated, Job, Plan, Writer};
 use super::{EmaState, Progress, RunDir, STATE_VERSION, State};
@@ -28,6 +29,7 @@ pub(crate) struct Finished {
 pub(crate) struct Saver {
     store: CheckpointStore,
     writer: Writer,
+    mirroring: Option<Mirroring>,
     /// Memory of the next copy; away while a checkpoint is being written.
     spare: Option<Snapshot>,
     failures: u64,
@@ -58,19 +60,26 @@ impl Saver {
         let averaged = config.train.ema_decay > 0.0;
         let spare = Some(Snapshot::reserve(&shapes, averaged));
         let keep = &config.checkpoint;
+        let policy = Policy {
+            keep_last: keep.keep_last,
+            keep_best: keep.keep_best,
+            keep_every_steps: keep.keep_every_steps,
+        };
+        let mirroring = Mirroring::start(config, &store, policy)?;
+        if let (Some(mirroring), Some(_)) = (&mirroring, from) {
+            // The run may have been killed before the mirror had its last checkpoint.
+            mirroring.announce();
+        }
         let plan = Plan {
             store: store.clone(),
             form: AdapterForm::of(config, assembly)?,
             shapes,
-            policy: Policy {
-                keep_last: keep.keep_last,
-                keep_best: keep.keep_best,
-                keep_every_steps: keep.keep_every_steps,
-            },
+            policy,
         };
         Ok(Self {
             store,
             writer: Writer::start(plan)?,
+            mirroring,
             spare,
             failures: 0,
             max_failures: keep.max_failures,
@@ -147,6 +156,9 @@ impl Saver {
         match &done.outcome {
             Ok(_) => {
                 self.failures = 0;
+                if let Some(mirroring) = &self.mirroring {
+                    mirroring.announce();
+                }
                 self.last = Some(self.store.path(done.step));
             }
             Err(failure) => {
@@ -176,6 +188,20 @@ impl Saver {
             write_seconds: done.seconds,
             outcome: done.outcome,
         })
+    }
+
+    /// Tries to bring the mirror up to date that failed since the last call.
+    pub(crate) fn mirror_failures(&mut self) -> u64 {
+        let mirroring = self.mirroring.as_mut();
+        mirroring.map_or(0, Mirroring::new_failures)
+    }
+
+    /// Waits until the mirror, if there is one, has the last checkpoint.
+    ///
+    /// # Errors
+    /// When the store does not take it in time.
+    pub(crate) fn settle_mirror(&self) -> Result<()> {
+        self.mirroring.as_ref().map_or(Ok(()), Mirroring::settle)
     }
 
     /// Bytes of the adapter directory last written.

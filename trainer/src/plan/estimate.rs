@@ -2,7 +2,7 @@
 
 use scpeft_model::backbone::Shape;
 use scpeft_model::exec::ExecutorKind;
-use scpeft_model::{Precision, Role, TensorSpec};
+use scpeft_model::{Precision, Role, Storage, TensorSpec};
 use serde::Serialize;
 
 /// What a process takes before any tensor exists: libtorch, MPI, the program.
@@ -39,6 +39,8 @@ pub struct Setup {
     pub executor: ExecutorKind,
     /// Ranks that share a block; `None` when each has its own.
     pub shared_by: Option<usize>,
+    /// How frozen matrices of blocks are kept.
+    pub storage: Storage,
     /// Cells of a micro-batch.
     pub cells: usize,
     /// Tokens of its longest cell.
@@ -88,7 +90,7 @@ pub struct Memory {
     pub frozen_blocks: u64,
     /// Frozen tensors elsewhere.
     pub frozen_rest: u64,
-    /// Gathered blocks, at most.
+    /// Gathered and unpacked blocks, at most.
     pub gathered: u64,
     /// Trained tensors, their gradients, both moments, and the moving average if there is one.
     pub trainable: u64,
@@ -151,37 +153,62 @@ pub fn parameters(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool) ->
     }
 }
 
-/// Bytes of the frozen tensors: of all blocks, of the largest block, and elsewhere.
+/// Bytes of the frozen tensors.
+struct FrozenBytes {
+    /// Of all blocks, as they are stored.
+    blocks: u64,
+    /// Of the largest block, as it is stored.
+    largest: u64,
+    /// What unpacking adds for the block that needs most.
+    unpacked: u64,
+    /// Elsewhere.
+    rest: u64,
+}
+
 fn frozen_bytes(
     specs: &[TensorSpec],
     trains: &impl Fn(&TensorSpec) -> bool,
     setup: &Setup,
-) -> (u64, u64, u64) {
-    let mut blocks = vec![0u64; setup.shape.n_layers];
+) -> FrozenBytes {
+    let mut blocks = vec![(0u64, 0u64); setup.shape.n_layers];
     let mut rest = 0;
     for spec in specs.iter().filter(|s| !trains(s)) {
-        let bytes = (spec.numel() * spec.kind(setup.precision).elt_size_in_bytes()) as u64;
-        match spec.block {
-            Some(layer) => blocks[layer] += bytes,
-            None => rest += bytes,
-        }
+        let used = Storage::Full.bytes(&spec.shape, spec.kind(setup.precision)) as u64;
+        let Some(layer) = spec.block else {
+            rest += used;
+            continue;
+        };
+        let storage = spec.storage(setup.storage);
+        let stored = storage.bytes(&spec.shape, spec.kind(setup.precision)) as u64;
+        blocks[layer].0 += stored;
+        blocks[layer].1 += if storage == Storage::Full { 0 } else { used };
     }
-    let largest = blocks.iter().copied().max().unwrap_or(0);
-    (blocks.iter().sum(), largest, rest)
+    FrozenBytes {
+        blocks: blocks.iter().map(|b| b.0).sum(),
+        largest: blocks.iter().map(|b| b.0).max().unwrap_or(0),
+        unpacked: blocks.iter().map(|b| b.1).max().unwrap_or(0),
+        rest,
+    }
 }
 
 /// Memory of a rank.
 pub fn memory(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup: &Setup) -> Memory {
-    let (blocks, largest, rest) = frozen_bytes(specs, &trains, setup);
+    let FrozenBytes {
+        blocks,
+        largest,
+        unpacked,
+        rest,
+    } = frozen_bytes(specs, &trains, setup);
     let full = setup.precision.full().elt_size_in_bytes() as u64;
     let n = parameters(specs, &trains).trainable();
     let (frozen_blocks, gathered) = match setup.shared_by {
-        Some(ranks) => (blocks.div_ceil(ranks as u64), 2 * largest),
-        None => (blocks, 0),
+        Some(ranks) => (blocks.div_ceil(ranks as u64), 2 * largest + unpacked),
+        None => (blocks, unpacked),
     };
     let (ready, decoded) = setup.loader_cells;
     let tokens = setup.tokens as u64;
-    let whole = setup.shared_by.map_or(blocks, |_| 0);
+    let as_mapped = setup.shared_by.is_none() && setup.storage == Storage::Full;
+    let whole = if as_mapped { blocks } else { 0 };
     let activations = activations(setup);
     Memory {
         frozen_blocks,
@@ -224,7 +251,7 @@ fn activations(setup: &Setup) -> u64 {
 
 /// What a step moves and computes, per rank.
 pub fn step(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup: &Setup) -> Step {
-    let (blocks, ..) = frozen_bytes(specs, &trains, setup);
+    let blocks = frozen_bytes(specs, &trains, setup).blocks;
     let n = parameters(specs, &trains).trainable();
     let full = setup.precision.full().elt_size_in_bytes() as u64;
     let n_layers = setup.shape.n_layers;
@@ -295,6 +322,7 @@ mod tests {
             precision: Precision::F32,
             executor: ExecutorKind::Plain,
             shared_by: None,
+            storage: Storage::Full,
             cells: 8,
             tokens: 512,
             passes: 1,
@@ -374,6 +402,39 @@ mod tests {
             [gathers(12, 0), gathers(12, 12), gathers(1, 0)],
             [22, 12, 0]
         );
+    }
+
+    /// A quarter of the bytes and the scales stay; while it is used a block is there in f32 as well.
+    #[test]
+    fn eight_bits_quarter_what_stays_and_what_is_moved() {
+        let specs: Vec<TensorSpec> = (0..12)
+            .map(|layer| {
+                let shape = [3078, 512];
+                TensorSpec::new("matrices".into(), &shape, Init::Zeros, Role::Backbone)
+                    .in_block(layer)
+            })
+            .collect();
+        let stored = 3078 * 512 + 3078 * 4;
+        let packed = Setup {
+            storage: Storage::Int8,
+            mapped: true,
+            executor: ExecutorKind::Recompute,
+            ..setup()
+        };
+        let found = memory(&specs, trains, &packed);
+        assert_eq!(found.frozen_blocks, 12 * stored);
+        assert_eq!(found.gathered, 3078 * 512 * 4);
+        assert_eq!(found.in_common, 0, "packed blocks are copies");
+        let shared = Setup {
+            shared_by: Some(2),
+            ranks: 2,
+            ..packed
+        };
+        let found = memory(&specs, trains, &shared);
+        assert_eq!(found.frozen_blocks, 6 * stored);
+        assert_eq!(found.gathered, 2 * stored + 3078 * 512 * 4);
+        let moved = step(&specs, trains, &shared).gathered_bytes;
+        assert_eq!(moved, 22 * stored / 2);
     }
 
     #[test]

@@ -60,6 +60,8 @@ impl Training {
         if let Some(finished) = outputs.saver.poll()? {
             note_save(&self.exporter, &finished);
         }
+        let failures = outputs.saver.mirror_failures();
+        (self.exporter).add(&metrics::CHECKPOINT_FAILURES, &[], failures as f64);
         outputs.reporter.advance(self.cursor.step, report.loss);
         if let Some(reason) = report.skipped {
             outputs.reporter.warn(&format!(

@@ -19,7 +19,7 @@ use scpeft_protocol::{exit, metrics};
 use crate::Outcome;
 use crate::args::{ParametersArgs, RunArgs};
 use crate::assembly::{Assembly, SplitLoaders};
-use crate::checkpointing::{self, Cursor, Evaluated, RunDir, Saver};
+use crate::checkpointing::{self, Cursor, Evaluated, RunDir, Saver, mirroring};
 use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
@@ -56,7 +56,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     let from = agree(
         world,
         if root {
-            run_dir.resume_point(args)
+            mirroring::open(config).and_then(|m| run_dir.resume_point(args, m.as_ref()))
         } else {
             Ok(None)
         },

@@ -24,6 +24,7 @@ impl Training {
         if let Some(finished) = outputs.saver.wait()? {
             note_save(&self.exporter, &finished);
         }
+        let waited = begun.elapsed().as_secs_f64();
         let progress = Progress {
             cursor: &self.cursor,
             selection: &self.selection,
@@ -41,6 +42,12 @@ impl Training {
         let e = &self.exporter;
         e.add(&metrics::SECTION_SECONDS, &["checkpoint"], seconds);
         e.observe(&metrics::CHECKPOINT_STALL, seconds);
+        tracing::debug!(
+            step = self.cursor.step,
+            waited_ms = 1e3 * waited,
+            copied_ms = 1e3 * (seconds - waited),
+            "handed a checkpoint over"
+        );
         Ok(())
     }
 
@@ -51,11 +58,11 @@ impl Training {
             return Ok(());
         };
         let Some(finished) = outputs.saver.wait()? else {
-            return Ok(());
+            return outputs.saver.settle_mirror();
         };
         note_save(&self.exporter, &finished);
         match finished.outcome {
-            Ok(_) => Ok(()),
+            Ok(_) => outputs.saver.settle_mirror(),
             Err(failure) => Err(Failure::new(
                 failure.code,
                 format!(
@@ -87,6 +94,10 @@ impl Training {
 /// Metrics of a save that has ended.
 pub(super) fn note_save(exporter: &Exporter, finished: &Finished) {
     exporter.observe(&metrics::CHECKPOINT_WRITE, finished.write_seconds);
+    tracing::debug!(
+        write_ms = 1e3 * finished.write_seconds,
+        "a checkpoint has been written"
+    );
     match &finished.outcome {
         Ok(bytes) => {
             exporter.set(&metrics::CHECKPOINT_BYTES, &[], *bytes as f64);

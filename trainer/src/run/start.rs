@@ -10,7 +10,7 @@ use serde_json::json;
 use super::{Outputs, Training};
 use crate::args::RunArgs;
 use crate::assembly::{Assembly, SplitLoaders};
-use crate::checkpointing::{self, Cursor, RunDir, Saver};
+use crate::checkpointing::{self, Cursor, RunDir, Saver, mirroring};
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::identity::Allowed;
@@ -102,7 +102,7 @@ impl Outputs {
         let config = &resolved.config;
         let run_dir = RunDir::new(&config.run.dir);
         if args.overwrite {
-            run_dir.clear()?;
+            run_dir.clear(mirroring::open(config)?.as_ref())?;
         }
         run_dir.describe(resolved, assembly)?;
         let facts = Facts {

@@ -2,11 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::int8;
 use crate::Result;
+use crate::params::Storage;
 
 /// Tensors, and the shares of ranks, begin at multiples of this many bytes: what vectorised kernels
 /// like, and a multiple of every element size.
-const ALIGNMENT: usize = 64;
+pub(super) const ALIGNMENT: usize = 64;
 
 /// Where a tensor lies in its block's image.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub(super) struct Piece {
     pub(super) tensor: Tensor,
     shape: Vec<i64>,
     kind: Kind,
+    storage: Storage,
     offset: usize,
     bytes: usize,
 }
@@ -27,15 +30,21 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Appends a tensor; returns its handle, without values yet.
-    pub(super) fn push(&mut self, shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
-        let numel = shape.iter().product::<i64>() as usize;
-        let bytes = numel * kind.elt_size_in_bytes();
+    /// Appends a tensor that is used in `kind`; returns its handle, without values yet.
+    pub(super) fn push(
+        &mut self,
+        shape: &[i64],
+        kind: Kind,
+        storage: Storage,
+        device: Device,
+    ) -> Result<Tensor> {
+        let bytes = storage.bytes(shape, kind);
         let tensor = Tensor::f_empty([0], (kind, device))?;
         let piece = Piece {
             tensor: tensor.shallow_clone(),
             shape: shape.to_vec(),
             kind,
+            storage,
             offset: self.bytes,
             bytes,
         };
@@ -55,8 +64,14 @@ impl Image {
         self.bytes.div_ceil(ranks).next_multiple_of(ALIGNMENT)
     }
 
+    /// Bytes of the tensors that are stored in another form, as they are used.
+    pub(super) fn unpacked_bytes(&self) -> usize {
+        let packed = self.pieces.iter().filter(|p| p.storage != Storage::Full);
+        packed.map(|p| Storage::Full.bytes(&p.shape, p.kind)).sum()
+    }
+
     /// Copies what the share `part` (number `rank`) has of tensor number `index`, whose value is
-    /// `value`. Nothing else of `value` is read.
+    /// `value`. Nothing else of `value` is read, unless it is packed.
     pub(super) fn keep(
         &self,
         index: usize,
@@ -72,28 +87,39 @@ impl Image {
         if from >= to {
             return Ok(());
         }
-        let size = piece.kind.elt_size_in_bytes();
-        let (first, count) = ((from - piece.offset) / size, (to - from) / size);
-        let bytes = value
-            .f_contiguous()?
-            .f_view([-1])?
-            .f_narrow(0, first as i64, count as i64)?
-            .f_to_device(Device::Cpu)?
-            .f_to_kind(piece.kind)?
-            .f_view_dtype(Kind::Uint8)?;
+        let bytes = match piece.storage {
+            Storage::Full => {
+                let size = piece.kind.elt_size_in_bytes();
+                let (first, count) = ((from - piece.offset) / size, (to - from) / size);
+                value
+                    .f_contiguous()?
+                    .f_view([-1])?
+                    .f_narrow(0, first as i64, count as i64)?
+                    .f_to_device(Device::Cpu)?
+                    .f_to_kind(piece.kind)?
+                    .f_view_dtype(Kind::Uint8)?
+            }
+            Storage::Int8 => {
+                let (first, count) = (from - piece.offset, to - from);
+                int8::pack(value)?.f_narrow(0, first as i64, count as i64)?
+            }
+        };
         part.f_narrow(0, (from - begin) as i64, (to - from) as i64)?
             .f_copy_(&bytes)?;
         Ok(())
     }
 
-    /// Gives the handles their values, views of `whole`, the gathered shares.
+    /// Gives the handles their values: views of `whole`, the gathered shares, or what is unpacked
+    /// from it.
     pub(super) fn fill(&self, whole: &Tensor) -> Result<()> {
         for piece in &self.pieces {
-            let view = whole
-                .f_narrow(0, piece.offset as i64, piece.bytes as i64)?
-                .f_view_dtype(piece.kind)?
-                .f_view(piece.shape.as_slice())?;
-            piece.set(&view)?;
+            let bytes = whole.f_narrow(0, piece.offset as i64, piece.bytes as i64)?;
+            let shape = piece.shape.as_slice();
+            let value = match piece.storage {
+                Storage::Full => bytes.f_view_dtype(piece.kind)?.f_view(shape)?,
+                Storage::Int8 => int8::unpack(&bytes, shape, piece.kind)?,
+            };
+            piece.set(&value)?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
 //! Frozen blocks that are not all there: each rank of a group holds an equal share of every block,
-//! and a block is put together from the shares of all just before it is used.
+//! perhaps in 8 bits, and a block is put together from the shares of all just before it is used.
 //!
 //! The tensors that a model is bound to are handles. [`BlockStore::need`] lets the handles of one
 //! block refer to gathered memory and takes it away from the block before; in between they hold
@@ -9,13 +9,14 @@
 //! Gathers are issued by whoever implements [`Gather`]: this crate communicates with nobody.
 
 mod image;
+pub(crate) mod int8;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::params::{Precision, TensorSpec};
+use crate::params::{Precision, Storage, TensorSpec};
 use crate::{Error, Result};
 
 use image::Image;
@@ -46,16 +47,47 @@ pub trait Gathering: std::fmt::Debug {
     fn wait(self: Box<Self>) -> Result<()>;
 }
 
+/// A rank that shares with nobody: it holds whole blocks in another form than they are used in.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone;
+
+impl Gather for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn ranks(&self) -> usize {
+        1
+    }
+
+    fn start(&self, _part: &Tensor, _whole: &Tensor) -> Result<Box<dyn Gathering>> {
+        Err(Error::Internal("a block that is whole was gathered".into()))
+    }
+}
+
+/// The gather of a share that is the whole.
+#[derive(Debug)]
+struct Whole;
+
+impl Gathering for Whole {
+    fn wait(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
 /// What a store holds and has moved so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes of this rank's shares of all blocks.
     pub resident_bytes: usize,
-    /// Bytes of the largest block.
+    /// Bytes of the largest block, as it is stored.
     pub block_bytes: usize,
+    /// Bytes that unpacking adds while the largest block is used; 0 when blocks are stored as they
+    /// are used.
+    pub unpacked_bytes: usize,
     /// Bytes of all blocks.
     pub total_bytes: usize,
-    /// Bytes of gathered blocks, complete or under way.
+    /// Bytes of gathered blocks, complete or under way, and of what is unpacked.
     pub gathered_bytes: usize,
     /// The most that [`Usage::gathered_bytes`] ever was.
     pub peak_gathered_bytes: usize,
@@ -84,12 +116,8 @@ pub struct BlockStore {
 struct Gathered {
     layer: usize,
     whole: Tensor,
-}
-
-impl Gathered {
-    fn bytes(&self) -> usize {
-        self.whole.numel()
-    }
+    /// What it takes besides the shares: gathered, and unpacked.
+    bytes: usize,
 }
 
 impl BlockStore {
@@ -146,22 +174,42 @@ impl BlockStore {
             gathered.whole = gathered.whole.f_to_device(self.device)?;
         }
         self.images[layer].fill(&gathered.whole)?;
+        let unpacked = self.images[layer].unpacked_bytes();
+        gathered.bytes += unpacked;
+        self.count(unpacked);
         *self.present.borrow_mut() = Some(gathered);
         Ok(())
     }
 
     fn start(&self, layer: usize) -> Result<(Gathered, Box<dyn Gathering>)> {
         let part = &self.parts[layer];
-        let bytes = part.numel() * self.gather.ranks();
-        let whole = Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?;
-        let gathering = self.gather.start(part, &whole)?;
+        let alone = self.gather.ranks() == 1;
+        let (whole, bytes, gathering): (_, _, Box<dyn Gathering>) = if alone {
+            (part.shallow_clone(), 0, Box::new(Whole))
+        } else {
+            let bytes = part.numel() * self.gather.ranks();
+            let whole = Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?;
+            let gathering = self.gather.start(part, &whole)?;
+            (whole, bytes, gathering)
+        };
+        self.count(bytes);
+        let mut usage = self.usage.get();
+        usage.gathers += u64::from(!alone);
+        usage.received_bytes += bytes.saturating_sub(part.numel()) as u64;
+        self.usage.set(usage);
+        let gathered = Gathered {
+            layer,
+            whole,
+            bytes,
+        };
+        Ok((gathered, gathering))
+    }
+
+    fn count(&self, bytes: usize) {
         let mut usage = self.usage.get();
         usage.gathered_bytes += bytes;
         usage.peak_gathered_bytes = usage.peak_gathered_bytes.max(usage.gathered_bytes);
-        usage.gathers += 1;
-        usage.received_bytes += (bytes - part.numel()) as u64;
         self.usage.set(usage);
-        Ok((Gathered { layer, whole }, gathering))
     }
 
     fn evict(&self) -> Result<()> {
@@ -184,7 +232,7 @@ impl BlockStore {
 
     fn forget(&self, gathered: &Gathered) {
         let mut usage = self.usage.get();
-        usage.gathered_bytes -= gathered.bytes();
+        usage.gathered_bytes -= gathered.bytes;
         self.usage.set(usage);
     }
 }
@@ -205,7 +253,7 @@ impl StoreBuilder {
     pub(crate) fn new<'a>(
         gather: Rc<dyn Gather>,
         specs: impl Iterator<Item = (usize, &'a TensorSpec)>,
-        precision: Precision,
+        (precision, storage): (Precision, Storage),
         device: Device,
     ) -> Result<Self> {
         let mut images: Vec<Image> = Vec::new();
@@ -215,7 +263,8 @@ impl StoreBuilder {
                 images.resize_with(layer + 1, Image::default);
             }
             let image = &mut images[layer];
-            let handle = image.push(&spec.shape, spec.kind(precision), device)?;
+            let (kind, storage) = (spec.kind(precision), spec.storage(storage));
+            let handle = image.push(&spec.shape, kind, storage, device)?;
             handles.push((layer, image.pieces.len() - 1, handle));
         }
         let part = |image: &Image| -> Result<Tensor> {
@@ -249,6 +298,9 @@ impl StoreBuilder {
         let usage = Usage {
             resident_bytes: self.parts.iter().map(Tensor::numel).sum(),
             block_bytes: self.images.iter().map(whole).max().unwrap_or(0),
+            unpacked_bytes: (self.images.iter().map(Image::unpacked_bytes))
+                .max()
+                .unwrap_or(0),
             total_bytes: self.images.iter().map(Image::bytes).sum(),
             ..Usage::default()
         };

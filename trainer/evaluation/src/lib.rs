@@ -1,0 +1,39 @@
+//! How well responses to perturbations are predicted: metrics under their published names, the
+//! simple baselines that every model must be seen beside, and splits that do not leak.
+//!
+//! Everything is computed in f64 on the host, and nothing here knows of models, files or
+//! configurations. A score that is not defined is an [`Undefined`] with the reason, never a NaN.
+//!
+//! Profiles are mean expression per gene, in the units of the cells (usually log1p of normalised
+//! counts). Deltas are differences to the mean profile of the control cells.
+//!
+//! ```
+//! use scpeft_evaluation::profile::{Profiles, TopGenes};
+//!
+//! let control = [1.0, 1.0, 2.0];
+//! let (real, predicted) = ([2.0, 1.0, 1.0], [1.5, 1.0, 1.5]);
+//! let scores = Profiles::new(&control, &real, &predicted)?;
+//! assert!(scores.pearson_delta()? > 0.999);
+//! assert_eq!(TopGenes::by_delta(&scores, 2).genes(), [0, 2]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+pub mod baselines;
+pub mod ceiling;
+pub mod cells;
+pub mod de;
+pub mod discrimination;
+pub mod distance;
+mod error;
+pub mod evaluate;
+pub mod gears;
+mod linalg;
+mod parallel;
+pub mod profile;
+mod rng;
+pub mod splits;
+pub mod stats;
+pub mod summary;
+pub mod vcc;
+
+pub use error::{Error, Result, Score, Undefined};
