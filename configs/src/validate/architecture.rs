@@ -2,7 +2,7 @@
 
 use super::Check;
 use crate::schema::{
-    Architecture, CellLayer, CellStyle, Config, EmbeddingNorm, FreezeRule, TaskKind,
+    Architecture, CellLayer, CellStyle, Config, EmbeddingNorm, FreezeRule, Shape, TaskKind,
 };
 
 pub(super) fn architecture(config: &Config, check: &mut Check<'_>) {
@@ -66,16 +66,23 @@ fn geneformer(config: &Config, check: &mut Check<'_>) {
             "remove it",
         );
     }
-    // Ranks of counts leave nothing to set.
-    for key in [
-        "data.include_zero_genes",
-        "data.normalize_total",
-        "data.log1p",
-        "backbone.shape.n_layers_cls",
-        "backbone.shape.n_bins",
-        "backbone.shape.value_style",
+    // Ranks leave nothing to set. A run's own configuration names every key: values decide.
+    let (data, shape, usual) = (&config.data, &backbone.shape, Shape::default());
+    for (key, set) in [
+        ("data.include_zero_genes", data.include_zero_genes),
+        ("data.normalize_total", data.normalize_total.is_some()),
+        ("data.log1p", data.log1p.is_some()),
+        (
+            "backbone.shape.n_layers_cls",
+            shape.n_layers_cls != usual.n_layers_cls,
+        ),
+        ("backbone.shape.n_bins", shape.n_bins != usual.n_bins),
+        (
+            "backbone.shape.value_style",
+            shape.value_style != usual.value_style,
+        ),
     ] {
-        if check.reader.is_given(key) {
+        if set {
             check.conflict(
                 key,
                 format!("`{key}` has no effect on a Geneformer, which reads ranks of genes"),
