@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How long a checkpoint holds training up, and how long it takes to be written and verified.
 
-usage: run.py WORK_DIR [--saves 80] [--every 4] [--ranks 1]
+usage: run.py WORK_DIR [--saves 80] [--every 4] [--ranks 1] [--programs target/release]
 
 A real run of `scpeft-train` with encoder adapters of 1.58 million trainable parameters in a random
 backbone of scGPT's width, on synthetic cells, saves every few steps. Its debug log says for each save how
@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ROOT / "target/release"
 CONFIG = """
 [run]
 dir = "{run}"
@@ -75,16 +74,18 @@ def main():
     parser.add_argument("--saves", type=int, default=80)
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--programs", type=Path, default=ROOT / "target/release")
     options = parser.parse_args()
+    programs = options.programs.resolve()
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     corpus = work / "corpus"
     if not corpus.exists():
-        run([PROGRAMS / "scpeft-data", "synth", "--cells", 4000, "--genes", 500, "--nonzeros", 100, "--output", corpus])
+        run([programs / "scpeft-data", "synth", "--cells", 4000, "--genes", 500, "--nonzeros", 100, "--output", corpus])
     steps = options.saves * options.every
     config = work / "config.toml"
     config.write_text(CONFIG.format(run=work / "run", corpus=corpus, steps=steps, every=options.every))
-    train = [PROGRAMS / "scpeft-train", "--config", config, "--overwrite"]
+    train = [programs / "scpeft-train", "--config", config, "--overwrite"]
     if options.ranks > 1:
         train = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", options.ranks, *train]
     done = run(train, {"SCPEFT_LOG": "info,scpeft_trainer=debug"})
@@ -94,7 +95,7 @@ def main():
     verified = []
     for _ in range(5):
         begun = time.monotonic()
-        run([PROGRAMS / "scpeft-checkpoint", "verify", latest])
+        run([programs / "scpeft-checkpoint", "verify", latest])
         verified.append(1e3 * (time.monotonic() - begun))
     size = sum(f.stat().st_size for f in latest.rglob("*") if f.is_file())
     print(f"{size / 1e6:.1f} MB a checkpoint\n")

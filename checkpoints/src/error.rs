@@ -185,6 +185,7 @@ pub enum Error {
         passing: bool,
     },
     /// An object store is named or set up in a way that cannot work.
+    #[cfg(feature = "mirror")]
     #[error(transparent)]
     Misuse(#[from] scpeft_store::Misuse),
     /// A run has no checkpoint of the step.

@@ -23,6 +23,7 @@ pub mod fsx;
 pub mod fuzzing;
 pub mod lora;
 pub mod mapped;
+#[cfg(feature = "mirror")]
 pub mod mirror;
 pub mod peft;
 mod pickle;
@@ -35,6 +36,7 @@ mod torch_zip;
 
 pub use error::{Error, Result};
 pub use mapped::{MappedTensor, Mapping};
+#[cfg(feature = "mirror")]
 pub use mirror::Mirror;
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::geneformer::GeneformerDirectory;

@@ -146,7 +146,8 @@ impl Mirror {
         let text = fsx::read(&path.join(MANIFEST))?;
         let id = blake3::hash(&text).to_hex();
         let name = format!("{}-{}", step_name(manifest.step), &id[..ID_DIGITS]);
-        if listing.complete.iter().any(|entry| entry.name == name) {
+        let is_there = |entry: &Entry| entry.name == name && sizes_fit(&manifest, entry);
+        if listing.complete.iter().any(is_there) {
             return Ok((manifest.step, name));
         }
         for (file, record) in &manifest.files {

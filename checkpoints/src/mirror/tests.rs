@@ -1,3 +1,5 @@
+mod cut;
+
 use object_store::memory::InMemory;
 use object_store::path::Path as Location;
 use scpeft_store::Client;
@@ -156,6 +158,8 @@ fn damage_in_the_mirror_is_passed_over() {
     mirror.0.delete(&object).unwrap();
     let (_other, other) = folder();
     assert_eq!(mirror.fetch_newer(&other).unwrap(), [1], "missing");
+    mirror.sync(&run, keep_two).unwrap();
+    assert_eq!(mirror.fetch_newer(&other).unwrap(), [2], "made good");
 }
 
 #[test]

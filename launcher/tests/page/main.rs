@@ -116,6 +116,7 @@ fn a_run_is_watched_saved_and_stopped_from_the_page() {
     walk_by_keyboard(&mut browser);
 
     browser.value("document.getElementById('save').click()");
+    inspect(&mut browser, "dialog");
     browser.press("Enter");
     browser.press("Tab");
     browser.until("document.getElementById('dialog').open === false");

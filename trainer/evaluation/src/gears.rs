@@ -77,6 +77,17 @@ pub enum Subgroup {
 }
 
 impl Subgroup {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnseenSingle => "unseen_single",
+            Self::SeenSingle => "seen_single",
+            Self::ComboSeen0 => "combo_seen0",
+            Self::ComboSeen1 => "combo_seen1",
+            Self::ComboSeen2 => "combo_seen2",
+        }
+    }
+
     /// The subgroup of a perturbation of `genes`, given those that training perturbs; `None` for
     /// other than one or two genes, for which GEARS has none.
     pub fn of<S: AsRef<str>>(genes: &[S], trained: &HashSet<String>) -> Option<Self> {

@@ -28,11 +28,13 @@ mod error;
 pub mod evaluate;
 pub mod gears;
 mod linalg;
+pub mod page;
 mod parallel;
 pub mod profile;
 mod rng;
 pub mod splits;
 pub mod stats;
+pub mod study;
 pub mod summary;
 pub mod vcc;
 
