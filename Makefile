@@ -61,6 +61,7 @@ golden: setup ## Run the golden tests alone, on SCPEFT_FIXTURES=FOLDER when give
 .PHONY: bench
 bench: setup ## Run the benchmarks
 	cargo bench --package scpeft-bench
+	cargo bench --package scpeft-launcher --bench heartbeats
 
 .PHONY: lint
 lint: setup ## Check formatting and lints

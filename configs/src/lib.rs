@@ -36,6 +36,6 @@ pub use schema::{
     AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellLayer, CellStyle,
     CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
     FreezeRule, GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
-    Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, Storage, Target,
-    TaskKind, TaskSection, TrainSection, Trainable, ValueStyle, Vocab, WatchdogSection,
+    Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage,
+    Target, TaskKind, TaskSection, TrainSection, Trainable, ValueStyle, Vocab, WatchdogSection,
 };

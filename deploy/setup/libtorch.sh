@@ -3,6 +3,7 @@
 # needs when an NVIDIA driver is present. Unpacked beside and moved into place when complete.
 #
 # SCPEFT_LIBTORCH_DIR    another folder than `.libtorch` (to try this script out)
+# SCPEFT_LIBTORCH_SET    `cpu` or `full` instead of what this machine needs (to build an image)
 # SCPEFT_LIBTORCH_FROM   a site-packages folder with torch 2.11.0 already in it, for a machine without
 #                        a network: linked to, not copied
 source "$(dirname "$0")/lib.sh"
@@ -16,6 +17,11 @@ stamp=$folder/scpeft-stamp
 
 flavour=cpu
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then flavour=full; fi
+case ${SCPEFT_LIBTORCH_SET:-} in
+    '') ;;
+    cpu | full) flavour=$SCPEFT_LIBTORCH_SET ;;
+    *) die "SCPEFT_LIBTORCH_SET is \`$SCPEFT_LIBTORCH_SET\`, expected \`cpu\` or \`full\`" ;;
+esac
 if [ -n "${SCPEFT_LIBTORCH_FROM:-}" ]; then flavour="from $SCPEFT_LIBTORCH_FROM"; fi
 
 present() {

@@ -39,6 +39,7 @@ if [ "${1:-}" = test ]; then
     want prometheus has promtool prometheus
     want slurm-wlm has sbatch srun slurmctld slurmd
     want munge has munged
+    want iproute2 has ip
     want chromium-headless-shell has_browser
 fi
 if ! has cargo >/dev/null; then want curl has curl; fi

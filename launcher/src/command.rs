@@ -45,6 +45,17 @@ pub struct Request {
     pub command: Vec<OsString>,
 }
 
+impl Request {
+    /// The host that a rank is on: they are filled in order. `None` where none is named.
+    pub fn host_of(&self, rank: u32) -> Option<&Host> {
+        let mut first = 0_u32;
+        self.hosts.iter().find(|host| {
+            first = first.saturating_add(host.slots);
+            rank < first
+        })
+    }
+}
+
 /// What the command line depends on besides the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Surroundings {
@@ -241,6 +252,8 @@ fn mpirun(request: &Request, around: &Surroundings) -> Result<Vec<OsString>, Com
             .map(|host| format!("{}:{}", host.name, host.slots))
             .collect();
         words.extend(["--host".into(), hosts.join(",").into()]);
+        // Fills the hosts in order, so that a rank tells its host.
+        words.extend(["--map-by".into(), "slot".into()]);
         if request.guard.is_some() {
             // By name: the values stay out of the command line, which every user can read.
             for name in [ADDRESS_VARIABLE, TOKEN_VARIABLE] {
@@ -266,7 +279,8 @@ fn srun(request: &Request, around: &Surroundings) -> Result<Vec<OsString>, Comma
     Ok(words)
 }
 
-fn quote(word: &OsStr) -> String {
+/// A word as one types it in a POSIX shell.
+pub(crate) fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -445,9 +459,11 @@ mod tests {
             logs: Some("/run/logs".into()),
         });
         let line = CommandLine::new(&asked, &around).unwrap();
-        let expected = "@mpirun -n 3 --bind-to none --host a:2,b:1 -x SCPEFT_HEARTBEAT \
+        let expected = "@mpirun -n 3 --bind-to none --host a:2,b:1 --map-by slot -x SCPEFT_HEARTBEAT \
                         -x SCPEFT_HEARTBEAT_TOKEN /opt/scpeft-launch rank --logs /run/logs -- @x y";
         assert_eq!(words(&line, folder.path()).join(" "), expected);
+        let hosts = [0, 1, 2, 3].map(|rank| asked.host_of(rank).map(|host| host.name.as_str()));
+        assert_eq!(hosts, [Some("a"), Some("a"), Some("b"), None]);
         asked.ranks = 4;
         let error = CommandLine::new(&asked, &around).unwrap_err().to_string();
         assert!(

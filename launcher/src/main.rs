@@ -6,6 +6,7 @@ use scpeft_launcher::command::{CommandError, CommandLine, Guard, Request, Surrou
 use scpeft_launcher::guard;
 use scpeft_launcher::hosts::{self, Host, HostsError};
 use scpeft_launcher::page;
+use scpeft_launcher::render::{self, RenderError};
 use scpeft_launcher::server::Reach;
 use scpeft_launcher::session::Session;
 use scpeft_launcher::training::{Training, with_program};
@@ -32,7 +33,8 @@ const MAX_RESTARTS: u32 = 3;
 /// RUN/events.jsonl.
 ///
 /// SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 ask the ranks to save and leave: they receive
-/// SIGUSR1. A second SIGTERM, SIGINT or SIGHUP, or the end of the grace period, stops them at once.
+/// SIGUSR1. A second SIGTERM, SIGINT or SIGHUP a second or more later, or the end of the grace period,
+/// stops them at once.
 #[derive(Debug, Parser)]
 #[command(name = "scpeft-launch", version, after_long_help = after_help(), after_help = exit::HELP,
           args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -56,6 +58,10 @@ enum Mode {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<OsString>,
     },
+    /// Write an sbatch script that runs, saves before the time limit, and queues itself again
+    Slurm(Box<render::slurm::Slurm>),
+    /// Write Kubernetes manifests: an MPIJob or an Indexed Job, and what Prometheus scrapes
+    Kubernetes(Box<render::kubernetes::Kubernetes>),
     /// Serve the page of a run from its directory, also after the run has ended
     View {
         /// The run directory
@@ -89,6 +95,19 @@ struct StartArguments {
     #[arg(long, value_name = "PATH")]
     mpirun: Option<PathBuf>,
 
+    /// Name or address at which ranks on other hosts reach this launcher [default: its host name]
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+
+    /// Seconds after which a host of which nothing is heard counts as cut off
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(15..=86_400))]
+    host_timeout_secs: u64,
+
+    /// Go on without hosts that were cut off, where the ranks that are left can share out the batch
+    #[arg(long)]
+    allow_shrink: bool,
+
     /// Seconds that the ranks have to save after a stop request
     #[arg(long, value_name = "SECONDS", default_value_t = 120,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -117,7 +136,9 @@ fn after_help() -> String {
     format!(
         "Examples:\n  scpeft-launch -n 2 -- --config run.toml\n  \
          scpeft-launch --hosts h1:8,h2:8 -- --config run.toml\n  \
-         scpeft-launch -n 2 --dry-run -- scpeft-train predict --run RUN --output DIR\n\n{}\n  \
+         scpeft-launch -n 2 --dry-run -- scpeft-train predict --run RUN --output DIR\n  \
+         scpeft-launch slurm --render -n 8 --gpus 1 -- --config run.toml >job.sbatch\n  \
+         scpeft-launch kubernetes --render --image IMAGE --config run.toml >job.yaml\n\n{}\n  \
          128+S a rank was killed by signal S (137: SIGKILL)\n\n\
          The code is that of the first rank that failed.",
         exit::HELP
@@ -131,6 +152,14 @@ fn main() -> ExitCode {
             ..
         } => guard::run(logs.as_deref(), &command).context("cannot run this rank"),
         Cli {
+            mode: Some(Mode::Slurm(slurm)),
+            ..
+        } => print(render::slurm::render(&slurm)),
+        Cli {
+            mode: Some(Mode::Kubernetes(asked)),
+            ..
+        } => print(render::kubernetes::with_config(&asked)),
+        Cli {
             mode: Some(Mode::View { run, listen }),
             ..
         } => view::run(&run, &listen, say),
@@ -138,18 +167,26 @@ fn main() -> ExitCode {
     };
     let code = result.unwrap_or_else(|error| {
         say(&format!("error: {error:#}"));
-        if error.is::<CommandError>()
+        let of_the_user = error.is::<CommandError>()
             || error.is::<HostsError>()
             || error.is::<NoCount>()
+            || error.is::<NoHosts>()
+            || error.is::<RenderError>()
             || error.is::<page::PageError>()
-            || error.is::<view::NoRun>()
-        {
+            || error.is::<view::NoRun>();
+        if of_the_user {
             exit::CONFIG
         } else {
             exit::INTERNAL
         }
     });
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Writes what was rendered to standard output.
+fn print(rendered: Result<String, RenderError>) -> anyhow::Result<i32> {
+    write!(std::io::stdout(), "{}", rendered?).context("cannot write to stdout")?;
+    Ok(exit::OK)
 }
 
 /// Nothing says how many ranks to start.
@@ -159,12 +196,20 @@ fn main() -> ExitCode {
 )]
 struct NoCount;
 
+/// Nothing to leave out.
+#[derive(Debug, thiserror::Error)]
+#[error("`--allow-shrink` needs `--hosts` or `--hostfile`: only named hosts can be left out")]
+struct NoHosts;
+
 fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
     let hosts = match (&arguments.hosts, &arguments.hostfile) {
         (Some(list), _) => hosts::parse_list(list)?,
         (None, Some(file)) => hosts::read_file(file)?,
         (None, None) => Vec::new(),
     };
+    if arguments.allow_shrink && hosts.is_empty() {
+        return Err(NoHosts.into());
+    }
     let slurm = Slurm::of_this_process();
     let ranks = ranks(&arguments, &hosts, slurm).ok_or(NoCount)?;
     let via = arguments.via.unwrap_or(match slurm {
@@ -197,6 +242,10 @@ fn launch(arguments: StartArguments) -> anyhow::Result<i32> {
         max_restarts: arguments.max_restarts.unwrap_or(default_restarts),
         grace: Duration::from_secs(arguments.grace_secs),
         reach,
+        advertise: arguments.advertise,
+        host_timeout: Duration::from_secs(arguments.host_timeout_secs),
+        allow_shrink: arguments.allow_shrink,
+        scheduled: slurm.is_some(),
         listen: match arguments.listen.as_str() {
             "none" => None,
             listen => Some(page::resolve(listen)?),

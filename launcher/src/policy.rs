@@ -64,6 +64,7 @@ pub enum Decision {
 #[derive(Debug, Clone, Copy)]
 pub struct Restarts {
     limit: u32,
+    preempted_is_final: bool,
     in_vain: u32,
     reached: Reached,
 }
@@ -74,8 +75,18 @@ impl Restarts {
     pub fn new(limit: u32, reached: Reached) -> Self {
         Self {
             limit,
+            preempted_is_final: false,
             in_vain: 0,
             reached,
+        }
+    }
+
+    /// Leaves a preempted run to whoever preempted it: a scheduler that takes the machines away
+    /// starts the job again itself.
+    pub fn under_scheduler(self) -> Self {
+        Self {
+            preempted_is_final: true,
+            ..self
         }
     }
 
@@ -86,7 +97,8 @@ impl Restarts {
         }
         self.reached = self.reached.furthest(ending.reached);
         // What was stopped on purpose stays so; what never started would not start again.
-        if ending.stop_requested || !ending.started || !is_worth_a_retry(ending.code) {
+        let is_final = self.preempted_is_final && ending.code == exit::PREEMPTED;
+        if ending.stop_requested || !ending.started || is_final || !is_worth_a_retry(ending.code) {
             return Decision::End;
         }
         if self.in_vain >= self.limit {
@@ -200,6 +212,13 @@ mod tests {
         let mut never = ending(1, 0);
         never.started = false;
         assert_eq!(restarts.decide(never), Decision::End);
+    }
+
+    #[test]
+    fn a_scheduler_that_preempts_starts_again_itself() {
+        let mut restarts = Restarts::new(9, Reached::default()).under_scheduler();
+        assert_eq!(restarts.decide(ending(exit::PREEMPTED, 5)), Decision::End);
+        assert!(seconds(restarts.decide(ending(exit::HANG, 6))).is_some());
     }
 
     #[test]

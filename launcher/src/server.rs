@@ -133,6 +133,20 @@ impl Server {
         })
     }
 
+    /// Names another host than our own name to ranks elsewhere: one that they can resolve.
+    pub fn advertise(&mut self, host: &str) {
+        if let Address::Tcp(address) = &mut self.address
+            && let Some((_, port)) = address.rsplit_once(':')
+        {
+            // An IPv6 address has colons of its own.
+            *address = if host.contains(':') {
+                format!("[{host}]:{port}")
+            } else {
+                format!("{host}:{port}")
+            };
+        }
+    }
+
     /// What is known of the ranks.
     pub fn board(&self) -> MutexGuard<'_, Board> {
         self.shared.lock()
@@ -394,6 +408,28 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         false
+    }
+
+    #[test]
+    fn another_name_is_told_to_ranks_elsewhere_alone() {
+        within_runtime(async {
+            let mut server = Server::open(Reach::Network, 1).await.unwrap();
+            let port = server
+                .address
+                .to_string()
+                .rsplit_once(':')
+                .unwrap()
+                .1
+                .to_owned();
+            server.advertise("10.0.0.7");
+            assert_eq!(server.address.to_string(), format!("tcp:10.0.0.7:{port}"));
+            server.advertise("fd00::7");
+            assert_eq!(server.address.to_string(), format!("tcp:[fd00::7]:{port}"));
+            let mut local = Server::open(Reach::Machine, 1).await.unwrap();
+            let before = local.address.to_string();
+            local.advertise("10.0.0.7");
+            assert_eq!(local.address.to_string(), before);
+        });
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::command::{CommandLine, Request, Surroundings};
 use crate::diagnosis::likely_cause;
 use crate::events::Events;
 use crate::guard::log_name;
+use crate::lost::{self, Silent};
 use crate::page::{Live, Page, Planner};
 use crate::policy::{Decision, Ending, Reached, Restarts};
 use crate::relay::Outcome;
@@ -13,6 +14,7 @@ use crate::server::{Reach, Server};
 use crate::supervise::{self, Ended, Requests};
 use crate::training::{Training, resumed};
 use anyhow::Context as _;
+use scpeft_protocol::exit;
 use scpeft_protocol::heartbeat::{ADDRESS_VARIABLE, TOKEN_VARIABLE};
 use serde_json::Value;
 use std::io::IsTerminal as _;
@@ -38,6 +40,14 @@ pub struct Session {
     pub grace: Duration,
     /// Whether ranks may be on other hosts.
     pub reach: Reach,
+    /// Where ranks on other hosts find us, instead of our host name.
+    pub advertise: Option<String>,
+    /// How long a host may be silent before it counts as cut off.
+    pub host_timeout: Duration,
+    /// Whether a run may go on without the hosts that were cut off.
+    pub allow_shrink: bool,
+    /// Whether a scheduler starts a preempted run again itself.
+    pub scheduled: bool,
     /// Where to serve the page of a training run, if at all.
     pub listen: Option<SocketAddr>,
 }
@@ -49,9 +59,12 @@ impl Session {
     /// When nothing can be started or listened to, for reasons other than the run's.
     pub async fn run(mut self, say: fn(&str)) -> anyhow::Result<i32> {
         let mut requests = Requests::open().context("cannot listen for signals")?;
-        let server = Server::open(self.reach, self.request.ranks)
+        let mut server = Server::open(self.reach, self.request.ranks)
             .await
             .context("cannot listen for the heartbeats of the ranks")?;
+        if let Some(host) = &self.advertise {
+            server.advertise(host);
+        }
         let run_dir = self
             .training
             .as_ref()
@@ -64,14 +77,22 @@ impl Session {
             .as_deref()
             .and_then(|run_dir| self.page(run_dir, &server, &requests, say));
         let mut restarts = Restarts::new(self.max_restarts, self.reached(&Board::default()));
+        if self.scheduled {
+            restarts = restarts.under_scheduler();
+        }
         loop {
             let line = CommandLine::new(&self.request, &self.around)?;
             log.event("start", &[("ranks", self.request.ranks.into())]);
-            let ended = self.attempt(&line, &server, &mut requests, say).await?;
+            let (ended, cut_off) = self.attempt(&line, &server, &mut requests, say).await?;
             let ending = {
                 let board = server.board();
+                let code = if cut_off.is_empty() {
+                    log.ended(ended, &board)
+                } else {
+                    log.cut_off(&cut_off)
+                };
                 Ending {
-                    code: log.ended(ended, &board),
+                    code,
                     stop_requested: ended.stop_requested,
                     started: board.has_started(),
                     reached: self.reached(&board),
@@ -85,6 +106,9 @@ impl Session {
                     return Ok(code);
                 }
                 Decision::Restart { after } => {
+                    if self.allow_shrink && !cut_off.is_empty() && !self.shrink(&cut_off, &log) {
+                        return Ok(code);
+                    }
                     log.restart(after, ending.reached);
                     tokio::select! {
                         () = tokio::time::sleep(after) => {}
@@ -108,24 +132,64 @@ impl Session {
         server: &Server,
         requests: &mut Requests,
         say: fn(&str),
-    ) -> anyhow::Result<Ended> {
+    ) -> anyhow::Result<(Ended, Vec<Silent>)> {
         server.begin_attempt();
+        let mut cut_off = Vec::new();
+        let watch = async {
+            match self.reach {
+                Reach::Machine => std::future::pending().await,
+                Reach::Network => {
+                    cut_off = lost::watch(server, &self.request, self.host_timeout).await;
+                    for silent in &cut_off {
+                        say(&silent.tell());
+                    }
+                }
+            }
+        };
         let environment = [
             (ADDRESS_VARIABLE, server.address.to_string()),
             (TOKEN_VARIABLE, server.token.clone()),
         ];
-        let ended = supervise::run(line, &environment, self.grace, requests, say)
+        let ended = supervise::run(line, &environment, self.grace, requests, watch, say)
             .await
             .with_context(|| format!("cannot run `{}`", line.program.display()))?;
         // What guards said last may still be in their sockets.
         let deadline = Instant::now() + LAST_WORDS;
         while !ended.status.success()
+            && cut_off.is_empty()
             && server.board().first_failure().is_none()
             && Instant::now() < deadline
         {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(ended)
+        Ok((ended, cut_off))
+    }
+
+    /// Leaves the hosts out that were cut off, if the run can go on without them.
+    fn shrink(&mut self, cut_off: &[Silent], log: &Log) -> bool {
+        let Some(training) = &self.training else {
+            return false;
+        };
+        let request = &mut self.request;
+        match lost::shrink(&request.hosts, cut_off, request.ranks, training.batch) {
+            Ok((hosts, ranks)) => {
+                (log.say)(&format!(
+                    "going on without {}, with {ranks} of {} ranks",
+                    names(cut_off),
+                    request.ranks
+                ));
+                log.event("shrink", &[("ranks", ranks.into())]);
+                (request.hosts, request.ranks) = (hosts, ranks);
+                true
+            }
+            Err(reason) => {
+                (log.say)(&format!(
+                    "cannot go on without {}: {reason}",
+                    names(cut_off)
+                ));
+                false
+            }
+        }
     }
 
     /// Serves the page. A run does not depend on being looked at: without a page it goes on.
@@ -221,6 +285,20 @@ impl Log {
         bye.code
     }
 
+    /// Records which hosts were cut off, and returns the exit code for that.
+    fn cut_off(&self, cut_off: &[Silent]) -> i32 {
+        for silent in cut_off {
+            let fields = [
+                ("host", silent.host.as_str().into()),
+                ("ranks", silent.ranks.as_slice().into()),
+                ("silent_seconds", silent.silence.as_secs().into()),
+                ("code", exit::HANG.into()),
+            ];
+            self.event("cut-off", &fields);
+        }
+        exit::HANG
+    }
+
     fn give_up(&self, restarts: u32) {
         (self.say)(&format!(
             "given up: started again {restarts} times without coming any further"
@@ -241,6 +319,11 @@ impl Log {
         ];
         self.event("restart", &fields);
     }
+}
+
+fn names(cut_off: &[Silent]) -> String {
+    let names: Vec<&str> = cut_off.iter().map(|silent| silent.host.as_str()).collect();
+    names.join(", ")
 }
 
 /// The first rank that failed, its likely cause and its last lines.

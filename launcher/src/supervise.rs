@@ -3,7 +3,7 @@
 //! The first SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches the ranks as SIGUSR1: "save and leave".
 //! SIGTERM would not do: `mpirun` answers it by killing the ranks a second later, and raising that
 //! limit delays the report of *every* failure, since `mpirun` sleeps through it twice. A second
-//! SIGTERM or SIGINT, or the end of the grace period, is a hard stop.
+//! SIGTERM or SIGINT a second or more later, or the end of the grace period, is a hard stop.
 
 use crate::command::CommandLine;
 use std::io;
@@ -19,6 +19,10 @@ use tokio::time::{Instant, sleep_until};
 /// How long a hard stop may take before the processes are killed outright. `mpirun` itself needs
 /// two seconds to put its ranks away.
 const HARD_STOP: Duration = Duration::from_secs(10);
+
+/// Whoever stops us may send one request twice, to the group and to its leader, as `timeout` does.
+/// Only a second one that comes later than this is meant: do not wait for the save.
+const IMPATIENCE: Duration = Duration::from_secs(1);
 
 /// How far a stop has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +43,8 @@ enum Event {
     Stop,
     /// SIGUSR1 arrived: the scheduler's notice that the time is nearly up.
     Notice,
+    /// A part of the ranks is out of reach: the others can neither go on nor save.
+    Lost,
     /// The present phase has lasted as long as it may.
     Deadline,
 }
@@ -67,8 +73,18 @@ fn advance(phase: Phase, event: Event, grace: Duration) -> (Phase, Option<Action
     match (phase, event) {
         (Phase::Running, Event::Stop | Event::Notice) => (Phase::Asked, Some(ask)),
         (Phase::Asked, Event::Stop | Event::Deadline) => (Phase::Told, Some(tell)),
-        (Phase::Told, Event::Stop | Event::Deadline) => (Phase::Killed, Some(kill)),
+        // When some are lost, `mpirun` would wait for their answer.
+        (Phase::Told, Event::Stop | Event::Deadline)
+        | (Phase::Running | Phase::Asked | Phase::Told, Event::Lost) => (Phase::Killed, Some(kill)),
         (phase, _) => (phase, None),
+    }
+}
+
+/// What an event means when the ranks were asked `asked` ago: the echo of a request is a mere notice.
+fn meant(event: Event, asked: Option<Duration>) -> Event {
+    match (event, asked) {
+        (Event::Stop, Some(asked)) if asked < IMPATIENCE => Event::Notice,
+        (event, _) => event,
     }
 }
 
@@ -156,7 +172,8 @@ pub struct Ended {
 }
 
 /// Starts `line` with `environment` added to ours and waits for its end, giving the ranks `grace`
-/// to save after a stop request. `say` receives one line for each step of a stop.
+/// to save after a stop request. When `lost` comes to pass, the ranks are stopped at once. `say` receives
+/// one line for each step of a stop.
 ///
 /// # Errors
 /// When the process cannot be started or waited for.
@@ -165,6 +182,7 @@ pub async fn run(
     environment: &[(&str, String)],
     grace: Duration,
     requests: &mut Requests,
+    lost: impl Future<Output = ()>,
     mut say: impl FnMut(&str),
 ) -> io::Result<Ended> {
     let mut command = prepare(line);
@@ -177,20 +195,30 @@ pub async fn run(
 
     let mut phase = Phase::Running;
     let mut deadline: Option<Instant> = None;
+    let mut asked: Option<Instant> = None;
+    let mut stop_requested = false;
+    let mut lost = std::pin::pin!(lost);
+    let mut is_lost = false;
     loop {
         let event = tokio::select! {
             status = child.wait() => {
-                let stop_requested = phase != Phase::Running;
                 return status.map(|status| Ended { status, stop_requested });
+            }
+            () = &mut lost, if !is_lost => {
+                is_lost = true;
+                Event::Lost
             }
             event = requests.next() => event,
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                 Event::Deadline
             }
         };
+        stop_requested |= matches!(event, Event::Stop | Event::Notice);
+        let event = meant(event, asked.map(|asked| asked.elapsed()));
         let (next, action) = advance(phase, event, grace);
         phase = next;
         if let Some(Action { signal, wait }) = action {
+            asked.get_or_insert_with(Instant::now);
             say(&announce(phase, grace));
             deadline = wait.map(|wait| Instant::now() + wait);
             // To the child's process group, as `mpirun` itself does with each rank: a wrapper script
@@ -210,7 +238,7 @@ fn announce(phase: Phase, grace: Duration) -> String {
             grace.as_secs()
         ),
         Phase::Told => "stopping the ranks without waiting for them to save".into(),
-        Phase::Killed => "killing what is left of the run".into(),
+        Phase::Killed => "ending what is left of the run".into(),
     }
 }
 
@@ -276,6 +304,25 @@ mod tests {
         assert_eq!(
             signals(&[Event::Notice, Event::Deadline, Event::Deadline]),
             ladder
+        );
+    }
+
+    #[test]
+    fn the_echo_of_a_request_is_no_second_one() {
+        let millis = |n| Some(Duration::from_millis(n));
+        assert_eq!(meant(Event::Stop, None), Event::Stop);
+        assert_eq!(meant(Event::Stop, millis(0)), Event::Notice);
+        assert_eq!(meant(Event::Stop, millis(999)), Event::Notice);
+        assert_eq!(meant(Event::Stop, millis(1000)), Event::Stop);
+        assert_eq!(meant(Event::Deadline, millis(0)), Event::Deadline);
+    }
+
+    #[test]
+    fn when_some_are_lost_the_others_are_not_asked_to_save() {
+        assert_eq!(signals(&[Event::Lost, Event::Stop]), [libc::SIGKILL]);
+        assert_eq!(
+            signals(&[Event::Notice, Event::Lost, Event::Deadline]),
+            [libc::SIGUSR1, libc::SIGKILL]
         );
     }
 

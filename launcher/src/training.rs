@@ -14,6 +14,17 @@ const COMMANDS: [&str; 4] = ["run", "predict", "parameters", "keys"];
 pub struct Training {
     /// The run directory.
     pub run_dir: PathBuf,
+    /// How its global batch is shared out.
+    pub batch: Batch,
+}
+
+/// The global batch of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// Cells.
+    pub cells: usize,
+    /// Whether each rank takes an equal share, so that the ranks must divide it.
+    pub divided_by_ranks: bool,
 }
 
 /// Puts [`PROGRAM`] in front of a command that begins with an option or one of its commands.
@@ -31,18 +42,25 @@ fn is_command(word: &OsStr, commands: &[&str]) -> bool {
     commands.iter().any(|command| word == *command)
 }
 
+/// Whether a command is `scpeft-train` that trains, as its words tell.
+pub fn trains(command: &[OsString]) -> bool {
+    let Some((program, arguments)) = command.split_first() else {
+        return false;
+    };
+    let ours = Path::new(program)
+        .file_name()
+        .is_some_and(|name| name == PROGRAM);
+    ours && arguments.first().is_some_and(|first| {
+        is_command(first, &["run"]) || first.as_encoded_bytes().starts_with(b"-")
+    })
+}
+
 impl Training {
     /// Reads a command; `None` when it trains nothing or its configuration is wrong: then the
     /// program itself will say so.
     pub fn of(command: &[OsString]) -> Option<Self> {
-        let (program, arguments) = command.split_first()?;
-        if Path::new(program).file_name()? != PROGRAM {
-            return None;
-        }
-        let trains = arguments.first().is_some_and(|first| {
-            is_command(first, &["run"]) || first.as_encoded_bytes().starts_with(b"-")
-        });
-        if !trains {
+        let (_, arguments) = command.split_first()?;
+        if !trains(command) {
             return None;
         }
         let config = values(arguments, "--config").pop();
@@ -54,6 +72,11 @@ impl Training {
         let config = resolved.ok()?.config;
         Some(Self {
             run_dir: std::path::absolute(&config.run.dir).ok()?,
+            batch: Batch {
+                cells: config.train.batch_cells,
+                divided_by_ranks: config.train.micro_batch_cells.is_none()
+                    && config.train.micro_batch_tokens.is_none(),
+            },
         })
     }
 }
@@ -136,6 +159,17 @@ mod tests {
         assert_eq!(of("run --config @ --resume").unwrap(), Path::new("/runs/a"));
         assert_eq!(at("run.dir=/b"), Path::new("/b"));
         assert_eq!(at("run.dir=/b --set=train.batch_cells=48"), Path::new("/b"));
+        let batch = |rest: &str| {
+            let words = words(&format!("scpeft-train --config {} {rest}", file.display()));
+            Training::of(&words).unwrap().batch
+        };
+        let expected = |cells, divided_by_ranks| Batch {
+            cells,
+            divided_by_ranks,
+        };
+        assert_eq!(batch("--set train.batch_cells=48"), expected(48, true));
+        let set = "--set train.batch_cells=48 --set train.micro_batch_cells=6";
+        assert_eq!(batch(set), expected(48, false));
         for none in [
             "--config /nonexistent",
             "predict --run r",

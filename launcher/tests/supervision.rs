@@ -289,6 +289,24 @@ fn a_run_that_was_asked_to_stop_saves_and_stays_stopped() {
     assert_eq!(stage.events(), ["start", "stop"]);
 }
 
+/// `timeout` signals the group and its leader: the launcher hears one request twice.
+#[test]
+fn a_request_that_comes_twice_at_once_is_one() {
+    let stage = Stage::new(
+        "trap 'sleep 0.3; leave saved; until [ -e $here/saved.0 -a -e $here/saved.$last ]; do sleep 0.02; done; exit 85' USR1
+         forever",
+    );
+    let running = stage.start(2, &[]);
+    running.pids(2);
+    for signal in ["-INT", "-INT", "-TERM"] {
+        running.signal(signal);
+    }
+    assert_eq!(running.end(), Some(85), "{}", stage.read("stderr"));
+    let stderr = stage.read("stderr");
+    assert!(!stderr.contains("without waiting"), "{stderr}");
+    assert!(stage.path("saved.0").exists() && stage.path("saved.1").exists());
+}
+
 #[test]
 fn a_stop_request_ends_the_pause_before_a_restart() {
     let stage = Stage::new("exit 75");
@@ -388,7 +406,7 @@ fn a_dry_run_and_refusals_start_nothing() {
     let (code, stdout, stderr) = launch(&["--hosts", "n1:2,n2", "--dry-run"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(
-        stdout.contains("/mpirun -n 3 --bind-to none --host n1:2,n2:1 "),
+        stdout.contains("/mpirun -n 3 --bind-to none --host n1:2,n2:1 --map-by slot "),
         "{stdout}"
     );
     assert!(stdout.contains("/scpeft-launch rank --logs "), "{stdout}");
@@ -406,6 +424,8 @@ fn a_dry_run_and_refusals_start_nothing() {
             &["--via", "srun", "--hosts", "n1:2"],
             "hosts cannot be named with `srun`",
         ),
+        (&["--allow-shrink", "-n", "2"], "needs `--hosts`"),
+        (&["--host-timeout-secs", "14"], "14 is not in 15.."),
         (&[], "--ranks <N>"),
     ] {
         let (code, stdout, stderr) = launch(arguments);

@@ -262,6 +262,8 @@ fn a_second_request_and_the_end_of_the_grace_period_stop_at_once() {
                 .unwrap()
                 .contains("stop requested")
         });
+        // Sooner it would be the echo of the first.
+        std::thread::sleep(Duration::from_millis(1100));
         running.signal("-TERM");
         let (code, stderr, ..) = running.end();
         assert!(code.is_some_and(|code| code != 0), "{code:?}: {stderr}");

@@ -1,4 +1,5 @@
-//! A cluster of Slurm on this machine runs the sbatch script that we ship: the run is told to stop,
+//! A cluster of Slurm on this machine runs the sbatch script that we ship, whose launcher starts the
+//! ranks through srun: the run is told to stop,
 //! queued again, resumes, and ends in the same adapter as one that nobody disturbed.
 
 #![allow(clippy::unwrap_used)]
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::monitoring::deploy;
-use scpeft_tests::train::{Lab, adapter_bytes, logged_lines, loss_curve, text, wait_until};
+use scpeft_tests::train::{Lab, adapter_bytes, events, logged_lines, loss_curve, text, wait_until};
 
 /// Three daemons with a configuration, ports and state of their own. Ended with the test.
 struct Cluster {
@@ -60,6 +61,12 @@ impl Cluster {
             .output()
             .unwrap_or_else(|e| panic!("{program}: {e}; `make setup-test` installs it"));
         text(&output.stdout)
+    }
+
+    /// What the daemons say.
+    fn logs(&self) -> String {
+        let read = |name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        ["slurmctld.log", "slurmd.log"].map(read).concat()
     }
 
     /// The value of a field of a job, such as `JobState`.
@@ -153,8 +160,8 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
             &format!("--chdir={}", folder.path().display()),
             &format!("--output={}", log.display()),
             &format!(
-                "--export=ALL,SCPEFT_TRAIN={}",
-                scpeft_tests::binary("scpeft-train").display()
+                "--export=ALL,SCPEFT_LAUNCH={}",
+                scpeft_tests::binary("scpeft-launch").display()
             ),
             &script,
             "--config",
@@ -172,8 +179,8 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
     wait_until("the job has taken twenty steps", || {
         logged_lines(&preempted) >= 20
     });
-    // What `#SBATCH --signal=USR1@180` sends three minutes before the end: to the ranks alone.
-    cluster.ask("scancel", &["--signal=USR1", job]);
+    // What `#SBATCH --signal=B:USR1@180` sends three minutes before the end: to the script alone.
+    cluster.ask("scancel", &["--batch", "--signal=USR1", job]);
     wait_until("the job is queued again", || {
         cluster.field(job, "Restarts") == "1"
     });
@@ -188,7 +195,9 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
         said()
     );
 
-    // Slurm lets a job wait for two minutes after that; an operator need not.
+    // Slurm lets a job wait for two minutes after that; an operator need not. But slurmd refuses a start
+    // in the very second in which the one before was ended.
+    std::thread::sleep(std::time::Duration::from_secs(2));
     wait_until("the job ends", || {
         let state = cluster.field(job, "JobState");
         if state == "PENDING" {
@@ -200,9 +209,21 @@ fn a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_run() {
             "PENDING" | "RUNNING" | "COMPLETING" | "CONFIGURING"
         )
     });
-    assert_eq!(cluster.field(job, "JobState"), "COMPLETED", "{}", said());
+    assert_eq!(
+        cluster.field(job, "JobState"),
+        "COMPLETED",
+        "{}\n{}\n{}",
+        said(),
+        cluster.ask("scontrol", &["show", "job", job]),
+        cluster.logs()
+    );
     // One file holds the output of both starts.
     assert!(said().contains("resumed at step"), "{}", said());
+    // The launcher started both ranks through srun, each with a log of its own; rank 1 has little to say.
+    let log = |rank| std::fs::read_to_string(preempted.join(format!("logs/rank-0000{rank}.log")));
+    assert!(log(0).unwrap().contains("resumed at step"));
+    assert!(!log(1).unwrap().contains("resumed at step"));
+    assert_eq!(events(&preempted), ["start", "stop", "start", "done"]);
     assert_eq!(loss_curve(&preempted), loss_curve(&undisturbed));
     assert!(adapter_bytes(&preempted) == adapter_bytes(&undisturbed));
 }

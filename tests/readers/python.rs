@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use scpeft_tests::corpus::Plan;
-use scpeft_tests::train::{Lab, on_ranks, text};
+use scpeft_tests::train::{Lab, loss_curve, metrics, on_ranks, text};
 
 fn python() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/bin/python");
@@ -97,4 +97,68 @@ fn python_reads_adapter_and_predictions() {
             "{name}: {ours} here, {theirs} by scikit-learn"
         );
     }
+}
+
+/// A run that is resumed in its middle: pandas and an independent reader of event files find every value
+/// of `metrics.jsonl`, once.
+#[test]
+fn python_reads_the_table_and_the_event_files() {
+    let lab = Lab::new(&Plan::default());
+    let sinks = [
+        "--set",
+        "log.sinks=[\"csv\", \"tensorboard\"]",
+        "--set",
+        "train.epochs=2",
+    ];
+    let run = lab.train(1, "run", &sinks);
+    let first = loss_curve(&run);
+    assert_eq!(first.len(), 12);
+    // The newest checkpoint is damaged, so that the second epoch is trained again.
+    let file = run.join("checkpoints/step-00000012/trainer.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    lab.train(1, "run", &[&["--resume"], &sinks[..]].concat());
+    assert_eq!(loss_curve(&run), first);
+
+    let table = run_script("table.py", &[&run.join("metrics.csv")]);
+    assert_eq!(table["train/loss"], serde_json::json!(first));
+    let evaluations: Vec<(u64, f64)> = metrics(&run)
+        .iter()
+        .filter(|record| record["kind"] == "eval")
+        .map(|r| (r["step"].as_u64().unwrap(), r["macro_f1"].as_f64().unwrap()))
+        .collect();
+    assert_eq!(evaluations.len(), 2);
+    assert_eq!(table["valid/macro_f1"], serde_json::json!(evaluations));
+
+    let files = run_script("events.py", &[&run.join("tensorboard")]);
+    let files = files.as_array().unwrap();
+    assert_eq!(files.len(), 2);
+    for (file, begins) in files.iter().zip([1, 7]) {
+        assert_eq!(file[0]["version"], "brain.Event:2");
+        let found: Vec<(u64, f32)> = scalars(file, "train/loss");
+        let expected: Vec<(u64, f32)> = first[begins - 1..]
+            .iter()
+            .map(|(step, loss)| (*step, *loss as f32))
+            .collect();
+        assert_eq!(found, expected);
+    }
+    assert_eq!(
+        (&files[1][1]["session"], &files[1][1]["step"]),
+        (&1.into(), &7.into())
+    );
+    assert_eq!(
+        scalars(&files[1], "valid/macro_f1"),
+        [(12, evaluations[1].1 as f32)]
+    );
+}
+
+fn scalars(file: &serde_json::Value, tag: &str) -> Vec<(u64, f32)> {
+    let events = file.as_array().unwrap().iter();
+    events
+        .filter_map(|event| {
+            let value = event["values"][tag].as_f64()?;
+            Some((event["step"].as_u64().unwrap(), value as f32))
+        })
+        .collect()
 }

@@ -3,6 +3,7 @@
 
 pub mod corpus;
 pub mod faults;
+pub mod hosts;
 pub mod monitoring;
 pub mod train;
 

@@ -159,6 +159,18 @@ pub fn metrics(run: &Path) -> Vec<Value> {
         .collect()
 }
 
+/// Kinds of the launcher's events of a run, in order; none before it has begun.
+///
+/// # Panics
+/// When the file is malformed.
+pub fn events(run: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(run.join("events.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("a JSON line"))
+        .map(|event| event["kind"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
 /// Step and loss of every logged training step.
 ///
 /// # Panics

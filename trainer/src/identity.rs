@@ -41,7 +41,7 @@ const MAY_CHANGE: &[&str] = &[
     "train.early_stop_patience",
     "train.non_finite_limit",
     "checkpoint.",
-    "log.every_steps",
+    "log.",
     "metrics.",
     "watchdog.",
 ];

@@ -29,6 +29,7 @@ pub mod scores;
 pub mod selection;
 mod settings;
 pub mod shard;
+mod sinks;
 pub mod step;
 mod stop;
 pub mod task;

@@ -1,5 +1,5 @@
 //! What a run says while it runs: a progress bar on a terminal, one JSON line per log step
-//! otherwise, and always `metrics.jsonl` in the run directory.
+//! otherwise, always `metrics.jsonl` in the run directory, and what `log.sinks` names.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -9,7 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::failure::{Result, io};
+use crate::sinks::Sinks;
 use crate::task::NamedValue;
+use scpeft_config::SinkKind;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -42,6 +44,7 @@ pub struct Reporter {
     lines: bool,
     file: File,
     path: PathBuf,
+    sinks: Sinks,
 }
 
 impl Reporter {
@@ -55,10 +58,12 @@ impl Reporter {
         mode: ProgressMode,
         planned_steps: u64,
         resume_step: u64,
+        sinks: &[SinkKind],
     ) -> Result<Self> {
         let path = run_dir.join("metrics.jsonl");
+        let mut kept = String::new();
         if path.exists() {
-            let kept = lines_up_to(&path, resume_step)?;
+            kept = lines_up_to(&path, resume_step)?;
             scpeft_checkpoint::fsx::write_atomic(&path, kept.as_bytes())?;
         }
         let file = OpenOptions::new()
@@ -78,6 +83,7 @@ impl Reporter {
             lines,
             file,
             path,
+            sinks: Sinks::open(run_dir, sinks, &kept, resume_step)?,
         })
     }
 
@@ -144,6 +150,9 @@ impl Reporter {
     fn write(&mut self, record: &Map<String, Value>) -> Result<()> {
         let line = Value::Object(record.clone()).to_string();
         writeln!(self.file, "{line}").map_err(io(&self.path))?;
+        for problem in self.sinks.write(record) {
+            self.warn(&problem);
+        }
         if self.lines {
             // A reader that closed the pipe does not end the run.
             let _ = writeln!(std::io::stdout(), "{line}");
@@ -186,7 +195,7 @@ mod tests {
     fn a_resumed_run_drops_what_came_after_its_checkpoint() {
         let dir = tempfile::tempdir().unwrap();
         let values = [("loss", 1.0)];
-        let mut first = Reporter::open(dir.path(), ProgressMode::None, 9, 0).unwrap();
+        let mut first = Reporter::open(dir.path(), ProgressMode::None, 9, 0, &[]).unwrap();
         for step in 1..=4 {
             first.train(step, 0, &values).unwrap();
         }
@@ -194,7 +203,7 @@ mod tests {
         let path = dir.path().join("metrics.jsonl");
         let cut = std::fs::read_to_string(&path).unwrap() + "{\"kind\":\"tr";
         std::fs::write(&path, cut).unwrap();
-        let mut second = Reporter::open(dir.path(), ProgressMode::None, 9, 2).unwrap();
+        let mut second = Reporter::open(dir.path(), ProgressMode::None, 9, 2, &[]).unwrap();
         second.train(3, 0, &[("loss", 2.0)]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let steps: Vec<(u64, f64)> = text

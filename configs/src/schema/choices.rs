@@ -146,6 +146,16 @@ choice! {
 }
 
 choice! {
+    /// Where the log of a run goes besides `metrics.jsonl`.
+    SinkKind {
+        /// `metrics.csv`: one line per value.
+        Csv = "csv",
+        /// Event files for TensorBoard.
+        Tensorboard = "tensorboard",
+    }
+}
+
+choice! {
     /// What is learned.
     TaskKind {
         /// Cell-type identification from a labelled obs column.

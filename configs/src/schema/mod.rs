@@ -15,7 +15,7 @@ use crate::resolve::Reader;
 pub use choices::{
     AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
     EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
-    Sampler, Schedule, Select, Shard, Storage, Target, TaskKind, Trainable, ValueStyle,
+    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -350,6 +350,9 @@ section! {
     LogSection at "log" {
         /// Steps between two lines of the log. Default 10; at least 1.
         every_steps: u64 = 10;
+        /// Where the log is written besides `metrics.jsonl`: `csv` (`metrics.csv`, one line per value)
+        /// and `tensorboard` (event files under `tensorboard/`). Default `[]`.
+        sinks: Vec<SinkKind> = Vec::new();
     }
 }
 

@@ -134,6 +134,7 @@ impl Outputs {
             args.progress,
             schedule.planned_steps,
             cursor.step,
+            &config.log.sinks,
         )?;
         reporter.say(&assembly.summary(config, world.topology(), loaders));
         if cursor.step > 0 {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -12,6 +13,10 @@ use super::HeartbeatError;
 
 /// The longest line that is read. The last lines of a rank are what takes the room.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// How long what was sent over TCP may go unanswered before the connection counts as broken. Without
+/// it a host that is cut off would believe in its launcher for a quarter of an hour.
+const UNANSWERED: Duration = Duration::from_secs(10);
 
 /// Where a launcher listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,7 @@ impl Connection {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
                             stream.set_write_timeout(Some(patience))?;
+                            give_up_after(&stream, UNANSWERED)?;
                             return Ok(Self::Tcp(stream));
                         }
                         Err(error) => last = error,
@@ -124,6 +130,25 @@ impl Connection {
             Self::Unix(stream) => stream.set_nonblocking(yes),
             Self::Tcp(stream) => stream.set_nonblocking(yes),
         }
+    }
+}
+
+/// Breaks a connection when the other host has not acknowledged anything for this long.
+fn give_up_after(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    let millis = libc::c_uint::try_from(patience.as_millis()).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: the descriptor is open, and the option takes a number of the size that is given.
+    let failed = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            std::ptr::from_ref(&millis).cast(),
+            size_of::<libc::c_uint>() as libc::socklen_t,
+        )
+    };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
