@@ -15,6 +15,7 @@ pub mod genes;
 pub mod hvg;
 pub mod import;
 pub mod index;
+pub mod molecules;
 pub mod order;
 pub mod parallel;
 pub mod pipeline;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::report::ProgressMode;
 
@@ -27,6 +27,11 @@ pub enum Command {
     /// labels metrics.json and confusion_matrix.svg.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
+    /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
+    /// writes report.json, report.html, split.json and predictions.parquet. Without `--predictions`
+    /// the baselines alone.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Evaluate(EvaluateArgs),
     /// Print every tensor of a run's model with its shape, its number of parameters and whether it
     /// trains, without training.
     Parameters(ParametersArgs),
@@ -132,4 +137,85 @@ pub struct PredictArgs {
     /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// What an evaluation of responses holds out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HoldOut {
+    /// A share of the perturbations, at random.
+    Drugs,
+    /// A share of the perturbations, in whole groups (`--groups`), for instance scaffolds.
+    Groups,
+    /// The perturbations named by `--name`.
+    Listed,
+    /// The nine drugs that chemCPA holds out of sciplex3.
+    Chemcpa,
+    /// A share of the pairs of perturbation and context.
+    Pairs,
+    /// The context named by `--name`, but for `--shots` of its perturbations.
+    Context,
+    /// Genes and combinations of genes, as GEARS simulates unseen ones.
+    Simulation,
+}
+
+/// Arguments of the evaluation of responses.
+#[derive(Debug, Args)]
+pub struct EvaluateArgs {
+    /// Corpus of control and treated cells.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: PathBuf,
+    /// Categorical obs column that says what was done to a cell; genes of a combination are joined
+    /// by `+`.
+    #[arg(long, value_name = "COLUMN")]
+    pub perturbation: String,
+    /// Its value for control cells.
+    #[arg(long, value_name = "VALUE")]
+    pub control: String,
+    /// Categorical obs column of contexts, for instance cell lines; one context when absent.
+    #[arg(long, value_name = "COLUMN")]
+    pub context: Option<String>,
+    /// Categorical obs column of doses, with their unit; doses are scored apart.
+    #[arg(long, value_name = "COLUMN")]
+    pub dose: Option<String>,
+    /// Table of molecules' embeddings (Parquet or safetensors) that baselines may look at.
+    #[arg(long, value_name = "FILE")]
+    pub molecules: Option<PathBuf>,
+    /// The embeddings are fingerprints: neighbours are found by Tanimoto similarity.
+    #[arg(long, requires = "molecules")]
+    pub fingerprints: bool,
+    /// Predicted mean profiles: a Parquet file with columns `perturbation`, `context` and `dose` where
+    /// there are such, and one of numbers for each gene; the model is named like the file. May be
+    /// repeated.
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Vec<PathBuf>,
+    /// What is held out.
+    #[arg(long, value_enum, default_value_t = HoldOut::Drugs)]
+    pub hold_out: HoldOut,
+    /// Share that is held out at random.
+    #[arg(long, default_value_t = 0.2, value_name = "SHARE")]
+    pub share: f64,
+    /// Categorical obs column with the group of each perturbation, for `--hold-out groups`.
+    #[arg(long, value_name = "COLUMN")]
+    pub groups: Option<String>,
+    /// A perturbation or context to hold out; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+    /// Perturbations of the held-out context that train; 0 is zero-shot.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub shots: usize,
+    /// Seed of the split and of the choice of cells.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Genes that are scored: the most variable ones among control cells, or all when there are fewer.
+    #[arg(long, default_value_t = 2000, value_name = "N", value_parser = at_least_one)]
+    pub genes: usize,
+    /// Cells of a condition or of a context's control that are used, drawn at random.
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = at_least_one)]
+    pub max_cells: usize,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
 }

@@ -73,6 +73,17 @@ impl From<scpeft_data::Error> for Failure {
     }
 }
 
+impl From<scpeft_evaluation::Error> for Failure {
+    fn from(error: scpeft_evaluation::Error) -> Self {
+        use scpeft_evaluation::Error as E;
+        let code = match error {
+            E::Setting { .. } | E::Unknown { .. } => exit::CONFIG,
+            _ => exit::DATA,
+        };
+        Self::new(code, chain(&error))
+    }
+}
+
 impl From<scpeft_checkpoint::Error> for Failure {
     fn from(error: scpeft_checkpoint::Error) -> Self {
         // A full disk says nothing about the weights; a file that is not there does.

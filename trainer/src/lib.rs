@@ -24,6 +24,7 @@ mod plot;
 pub mod predict;
 pub mod record;
 pub mod report;
+pub mod responses;
 pub mod run;
 pub mod scores;
 pub mod selection;
