@@ -20,7 +20,7 @@ use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, Role, device};
 use scpeft_trainer::Watch;
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
-use scpeft_trainer::step::{Stepper, tail_len};
+use scpeft_trainer::step::{Asked, Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
@@ -175,7 +175,7 @@ fn measure(row: &Row, steps: usize) {
     for step in 0..=steps {
         let (begun, used) = (Instant::now(), cpu_seconds());
         let report = stepper
-            .step(&world, step as u64, &batch, false)
+            .step(&world, step as u64, &batch, Asked::default())
             .expect("a step");
         assert!(report.loss.is_finite() && report.skipped.is_none());
         // The first step warms up.

@@ -25,7 +25,7 @@ use scpeft_model::{Layout, Params, TensorSpec, device};
 use scpeft_trainer::Watch;
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
 use scpeft_trainer::shard;
-use scpeft_trainer::step::{Stepper, tail_len};
+use scpeft_trainer::step::{Asked, Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
@@ -122,7 +122,7 @@ fn measure(
         world.barrier().expect("a barrier");
         let begun = Instant::now();
         let report = stepper
-            .step(world, step as u64, &batch, false)
+            .step(world, step as u64, &batch, Asked::default())
             .expect("a step");
         assert!(report.loss.is_finite() && report.skipped.is_none());
         (received, loss) = (report.gathered_bytes, report.loss);

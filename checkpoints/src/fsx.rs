@@ -5,6 +5,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
@@ -17,9 +18,17 @@ pub const TEMPORARY_MARK: &str = ".tmp-";
 fn nonce() -> String {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-    // The keys of a hash table of this process: from the system's random numbers.
-    let drawn = RandomState::new().build_hasher().finish();
-    format!("{:x}-{drawn:x}-{count:x}", std::process::id())
+    format!("{}-{count:x}", own_mark())
+}
+
+/// What the suffixes of this process begin with.
+fn own_mark() -> &'static str {
+    static MARK: OnceLock<String> = OnceLock::new();
+    MARK.get_or_init(|| {
+        // The keys of a hash table of this process: from the system's random numbers.
+        let drawn = RandomState::new().build_hasher().finish();
+        format!("{:x}-{drawn:x}", std::process::id())
+    })
 }
 
 /// A sibling of `path` under which it is prepared.
@@ -34,6 +43,13 @@ fn temporary(path: &Path) -> PathBuf {
 pub fn is_temporary(path: &Path) -> bool {
     path.file_name()
         .is_some_and(|name| name.to_string_lossy().contains(TEMPORARY_MARK))
+}
+
+/// Whether a name is that of something unfinished that this process is writing now, on any thread.
+pub fn is_own_temporary(path: &Path) -> bool {
+    let mark = format!("{TEMPORARY_MARK}{}-", own_mark());
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().contains(&mark))
 }
 
 fn parent(path: &Path) -> &Path {
@@ -286,6 +302,15 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_this_process_is_writing_is_told_from_what_others_left() {
+        let path = temporary(Path::new("run/state.json"));
+        assert!(is_temporary(&path) && is_own_temporary(&path));
+        let left = format!("run/state.json{TEMPORARY_MARK}{:x}-1-0", std::process::id());
+        assert!(is_temporary(Path::new(&left)) && !is_own_temporary(Path::new(&left)));
+        assert!(!is_own_temporary(Path::new("run/state.json")));
     }
 
     #[test]

@@ -162,7 +162,8 @@ impl CheckpointStore {
         Ok(())
     }
 
-    /// Removes what writers that were killed left unfinished. Nobody else may be writing.
+    /// Removes what writers that were killed left unfinished. Other threads of this process may be
+    /// writing; no other process may.
     ///
     /// # Errors
     /// When something cannot be removed.
@@ -171,7 +172,7 @@ impl CheckpointStore {
             .into_iter()
             .chain(entries(&self.run)?)
         {
-            if fsx::is_temporary(&entry) {
+            if fsx::is_temporary(&entry) && !fsx::is_own_temporary(&entry) {
                 tracing::warn!(path = %entry.display(), "removing an unfinished file or checkpoint");
                 fsx::remove(&entry)?;
             }

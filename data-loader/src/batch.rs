@@ -65,6 +65,26 @@ impl MicroBatch {
             ..Self::default()
         }
     }
+
+    /// One of its cells alone, as wide as before.
+    pub fn single(&self, row: usize, pad_id: i32) -> Self {
+        let slots = row * self.len..(row + 1) * self.len;
+        let of = |codes: &[i64]| codes.get(row..=row).unwrap_or_default().to_vec();
+        let gene_ids = self.gene_ids[slots.clone()].to_vec();
+        Self {
+            index: self.index,
+            domain: self.domain,
+            cells: vec![self.cells[row]],
+            rows: 1,
+            len: self.len,
+            tokens: gene_ids.iter().filter(|&&id| id != pad_id).count(),
+            gene_ids,
+            values: self.values[slots.clone()].to_vec(),
+            targets: self.targets[slots].to_vec(),
+            labels: of(&self.labels),
+            batch_labels: of(&self.batch_labels),
+        }
+    }
 }
 
 /// Lays ragged sequences out in rows of one length.
@@ -75,4 +95,35 @@ fn padded<T: Copy>(tokens: &Tokens, ragged: &[T], len: usize, pad: T) -> Vec<T> 
         rows.resize((row + 1) * len, pad);
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_cell_is_what_it_is_in_its_batch() {
+        let batch = MicroBatch {
+            index: 4,
+            cells: vec![10, 11],
+            rows: 2,
+            len: 3,
+            gene_ids: vec![1, 2, 3, 5, 6, 0],
+            values: vec![0.0, 1.0, 2.0, 3.0, 4.0, 9.0],
+            targets: vec![0.5, 1.5, 2.5, 3.5, 4.5, 9.5],
+            labels: vec![7, 8],
+            tokens: 5,
+            ..MicroBatch::default()
+        };
+        let single = batch.single(1, 0);
+        assert_eq!((single.cells, single.rows, single.len), (vec![11], 1, 3));
+        assert_eq!(single.gene_ids, [5, 6, 0]);
+        assert_eq!(
+            (single.values, single.targets),
+            (vec![3.0, 4.0, 9.0], vec![3.5, 4.5, 9.5])
+        );
+        assert_eq!((single.tokens, single.index), (2, 4));
+        assert_eq!(single.labels, [8]);
+        assert!(single.batch_labels.is_empty());
+    }
 }

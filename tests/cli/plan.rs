@@ -32,7 +32,7 @@ fn a_plan_counts_parameters_and_bytes_for_any_number_of_ranks() {
     let n: u64 = trained.iter().flatten().sum();
     // What `parameters` counts.
     assert_eq!(n, 1_267);
-    let tail = 4;
+    let tail = 5;
     assert_eq!(whole["memory"]["trainable"], 4 * (4 * n + tail));
     assert_eq!(whole["step"]["all_reduce_bytes"], 4 * (n + tail));
     assert_eq!(whole["step"]["gathered_bytes"], 0);
@@ -83,6 +83,76 @@ fn what_cannot_be_is_refused_with_the_arithmetic() {
     );
     let none = plan(&lab, &["--world", "0"]);
     assert_refused(&none, 2, &["at least 1"]);
+}
+
+/// Communication is counted in a real step of a rank whose siblings do not exist, and is what was planned.
+#[test]
+fn a_fake_world_moves_the_bytes_that_are_planned_and_simulates_larger_ones() {
+    let lab = Lab::new(&Plan::default());
+    let found = json(
+        &lab,
+        &["--fake-world", "4", "--set", "backbone.shard=world"],
+    );
+    let fake = &found["fake_world"];
+    assert_eq!(found["ranks"], 4);
+    assert_eq!(
+        fake["bytes"]["all_reduce_f32"],
+        found["step"]["all_reduce_bytes"]
+    );
+    // A rank hands over its part once for each gather, and receives those of three others.
+    let parts = fake["bytes"]["all_gather"].as_u64().unwrap();
+    assert_eq!(3 * parts, found["step"]["gathered_bytes"].as_u64().unwrap());
+    assert_eq!(fake["measured"], true);
+    assert!(fake["step_seconds"].as_f64().unwrap() > 0.0);
+    assert!(fake["peak_bytes"].as_u64().unwrap() > 10 << 20);
+    let sharing: Vec<(&str, u64)> = fake["sharing"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            (
+                row["shard"].as_str().unwrap(),
+                row["memory_bytes"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        sharing.iter().map(|row| row.0).collect::<Vec<_>>(),
+        ["none", "node", "world"]
+    );
+    assert_eq!(sharing[2].1, found["memory_bytes"].as_u64().unwrap());
+
+    let given = ["--fake-world", "2", "--step-seconds", "0.001"];
+    let table = plan(&lab, &given);
+    assert!(table.status.success(), "{}", text(&table.stderr));
+    let table = text(&table.stdout);
+    for word in [
+        "0.001 s as given",
+        "simulated, not measured",
+        "efficiency = step / (step + all-reduce)",
+    ] {
+        assert!(table.contains(word), "`{word}` is not in\n{table}");
+    }
+    let simulated = json(&lab, &given);
+    let rows = simulated["fake_world"]["scaling"].as_array().unwrap();
+    let gpus: Vec<u64> = rows
+        .iter()
+        .map(|row| row["gpus"].as_u64().unwrap())
+        .collect();
+    assert_eq!(gpus, [8, 16, 32, 64, 128, 256, 512, 1024]);
+    for row in rows {
+        let seconds = row["communication_seconds"].as_f64().unwrap();
+        let efficiency = row["efficiency"].as_f64().unwrap();
+        assert!(
+            (efficiency - 0.001 / (0.001 + seconds)).abs() < 1e-12,
+            "{row}"
+        );
+    }
+    assert!(!lab.path("run").exists());
+    let none = plan(&lab, &["--fake-world", "1"]);
+    assert_refused(&none, 2, &["at least 2"]);
+    let odd = plan(&lab, &["--fake-world", "3"]);
+    assert_refused(&odd, 2, &["4 micro-batches", "3 ranks", "help:"]);
 }
 
 /// The peak of a real run, which is libtorch and little else here.

@@ -3,23 +3,21 @@
 #![allow(clippy::unwrap_used)]
 
 use scpeft_tests::corpus::Plan;
-use scpeft_tests::train::{Lab, assert_refused, assert_same_curve, loss_curve, metrics, on_ranks};
+use scpeft_tests::train::{
+    Lab, assert_refused, assert_same_curve, loss_curve, metrics, on_ranks, set,
+};
 
-/// Fifty steps over several epochs, with dropout and a short last batch (72 training cells in
-/// batches of 20, in micro-batches of 5).
+/// Fifty steps over several epochs, with dropout and a short last batch: 72 training cells in batches
+/// of 60 and 12, in micro-batches of 5, of which the short batch has fewer than four.
 #[test]
-fn one_two_and_four_ranks_have_the_same_loss_curve() {
+fn one_two_three_and_four_ranks_have_the_same_loss_curve() {
     let lab = Lab::new(&Plan::default());
-    let arguments = [
-        "--set",
-        "train.batch_cells=20",
-        "--set",
+    let arguments = set(&[
+        "train.batch_cells=60",
         "train.micro_batch_cells=5",
-        "--set",
-        "train.epochs=20",
-        "--set",
+        "train.epochs=25",
         "train.max_steps=50",
-    ];
+    ]);
     let one = lab.train(1, "one", &arguments);
     let curve = loss_curve(&one);
     assert_eq!(curve.len(), 50);
@@ -27,7 +25,7 @@ fn one_two_and_four_ranks_have_the_same_loss_curve() {
         curve[49].1 < 0.8 * curve[0].1,
         "nothing was learned: {curve:?}"
     );
-    for ranks in [2, 4] {
+    for ranks in [2, 3, 4] {
         let many = lab.train(ranks, &format!("ranks-{ranks}"), &arguments);
         assert_same_curve(&loss_curve(&many), &curve, 1e-5);
         let evaluations = |run| {

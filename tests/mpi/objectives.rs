@@ -8,14 +8,9 @@ use std::path::Path;
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
-    Lab, adapter_bytes, assert_refused, assert_same_curve, loss_curve, metrics, on_ranks, text,
+    Lab, adapter_bytes, assert_refused, assert_same_curve, loss_curve, metrics, on_ranks, set, text,
 };
 use serde_json::Value;
-
-/// `--set` before every one of `settings`.
-fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
-    settings.iter().flat_map(|&s| ["--set", s]).collect()
-}
 
 const BATCH_CORRECTION: [&str; 11] = [
     "task.kind=batch-correction",

@@ -5,14 +5,9 @@
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
-    Lab, adapter_bytes, assert_refused, loss_curve, metrics, on_ranks, text,
+    Lab, adapter_bytes, assert_refused, loss_curve, metrics, on_ranks, set, text,
 };
 use serde_json::Value;
-
-/// `--set` before every one of `settings`.
-fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
-    settings.iter().flat_map(|&s| ["--set", s]).collect()
-}
 
 /// 72 training cells in batches whose last one has fewer micro-batches than ranks can share: three
 /// for two ranks, two for three.

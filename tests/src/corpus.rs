@@ -32,6 +32,10 @@ pub struct Plan {
     pub split: fn(usize, usize) -> &'static str,
     /// The donor of each cell, given its index: a place in [`DONORS`].
     pub donor: fn(usize) -> usize,
+    /// The only cell that expresses the last gene.
+    pub last_gene_in: Option<usize>,
+    /// A cell one of whose values is NaN; all values are then log-normalised ones.
+    pub not_a_number: Option<usize>,
 }
 
 impl Default for Plan {
@@ -42,6 +46,8 @@ impl Default for Plan {
             gene_prefix: "GENE",
             split: every_fifth,
             donor: two_of_five,
+            last_gene_in: None,
+            not_a_number: None,
         }
     }
 }
@@ -91,8 +97,12 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
         column("split", &splits),
         column("donor", &DONORS),
     ];
-    let mut writer = CorpusWriter::create(&path, options, ValueKind::Counts, &genes, obs)
-        .expect("a fresh corpus");
+    let kind = match plan.not_a_number {
+        Some(_) => ValueKind::Lognorm,
+        None => ValueKind::Counts,
+    };
+    let mut writer =
+        CorpusWriter::create(&path, options, kind, &genes, obs).expect("a fresh corpus");
 
     let mut batch = CellBatch {
         cell_ids: (0..plan.cells).map(|c| format!("cell-{c}")).collect(),
@@ -107,7 +117,11 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
         for gene in 0..GENES {
             // A third of the genes marks each type.
             let marks = gene * TYPES.len() / GENES == cell % TYPES.len();
-            let expressed = rng.uniform() < if marks { 0.9 } else { 0.35 };
+            let drawn = rng.uniform() < if marks { 0.9 } else { 0.35 };
+            let expressed = match plan.last_gene_in {
+                Some(only) if gene == GENES - 1 => cell == only,
+                _ => drawn,
+            };
             if expressed {
                 batch.genes.push(gene as u32);
                 counts.push(1 + rng.below(if marks { 30 } else { 4 }));
@@ -115,7 +129,14 @@ pub fn write(dir: &Path, plan: &Plan) -> PathBuf {
         }
         batch.offsets.push(counts.len() as i32);
     }
-    batch.values = CellValues::Counts(counts);
+    batch.values = match plan.not_a_number {
+        Some(cell) => {
+            let mut values: Vec<f32> = counts.iter().map(|&n| n as f32).collect();
+            values[batch.offsets[cell] as usize] = f32::NAN;
+            CellValues::Lognorm(values)
+        }
+        None => CellValues::Counts(counts),
+    };
     let kinds = (0..plan.cells).map(|c| (c % TYPES.len()) as i32).collect();
     let split_codes = (0..plan.cells)
         .map(|c| {

@@ -121,6 +121,11 @@ port = 0
     }
 }
 
+/// `--set` before every one of `settings`.
+pub fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|&s| ["--set", s]).collect()
+}
+
 /// `scpeft-train` under mpirun, or alone for one rank.
 pub fn on_ranks(ranks: usize) -> Command {
     let program = binary("scpeft-train");
@@ -152,8 +157,15 @@ pub fn on_ranks(ranks: usize) -> Command {
 /// # Panics
 /// When the file is missing or malformed.
 pub fn metrics(run: &Path) -> Vec<Value> {
-    let path = run.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    json_lines(&run.join("metrics.jsonl"))
+}
+
+/// The lines of a file of JSON objects.
+///
+/// # Panics
+/// When the file is missing or malformed.
+pub fn json_lines(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines()
         .map(|line| serde_json::from_str(line).expect("a JSON line"))
         .collect()

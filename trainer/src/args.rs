@@ -80,7 +80,7 @@ pub struct ParametersArgs {
 }
 
 /// Arguments of planning.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
@@ -94,12 +94,49 @@ pub struct PlanArgs {
     /// Ranks of a machine; all of them when absent.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub ranks_per_node: Option<usize>,
+    /// Run one step of one rank of a world of this many ranks, of which the others do not exist, and
+    /// simulate from it how the run would scale to 1,024 GPUs. Needs what training needs.
+    #[arg(long, value_name = "N", value_parser = at_least_two, conflicts_with = "world")]
+    pub fake_world: Option<usize>,
+    /// Seconds of a step, in place of those measured by `--fake-world`.
+    #[arg(long, value_name = "SECONDS", requires = "fake_world", value_parser = positive)]
+    pub step_seconds: Option<f64>,
+    /// GPUs of a node in the simulation.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = at_least_one)]
+    pub gpus_per_node: usize,
+    /// GB/s of a GPU to the others of its node in the simulation.
+    #[arg(long, default_value_t = 200.0, value_name = "GB/S", value_parser = positive)]
+    pub node_gbs: f64,
+    /// GB/s of a node to the others in the simulation.
+    #[arg(long, default_value_t = 25.0, value_name = "GB/S", value_parser = positive)]
+    pub network_gbs: f64,
+    /// Microseconds of a hop within a node in the simulation.
+    #[arg(long, default_value_t = 5.0, value_name = "US", value_parser = positive)]
+    pub node_latency_us: f64,
+    /// Microseconds of a hop between nodes in the simulation.
+    #[arg(long, default_value_t = 15.0, value_name = "US", value_parser = positive)]
+    pub network_latency_us: f64,
     /// Memory of a machine in GiB; that of this one when absent.
     #[arg(long, value_name = "GIB")]
     pub memory_gib: Option<f64>,
     /// Print JSON, sizes in bytes.
     #[arg(long)]
     pub json: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        Ok(_) => Err("must be a number above 0".to_owned()),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+fn at_least_two(text: &str) -> Result<usize, String> {
+    match at_least_one(text)? {
+        1 => Err("must be at least 2: a world of one rank needs no simulation".to_owned()),
+        n => Ok(n),
+    }
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -270,13 +270,18 @@ impl Assembly {
         })
     }
 
+    /// The device as users name it: `cpu`, `cuda(0)`.
+    pub fn device_name(&self) -> String {
+        format!("{:?}", self.staging.device).to_lowercase()
+    }
+
     /// What a user should see before the first step.
     pub fn summary(&self, config: &Config, topology: &Topology, loaders: &SplitLoaders) -> String {
         let (trainable, total) = (self.params.trainable_count(), self.params.total_count());
         let mut lines = vec![format!(
             "{} on {} x {} thread(s) x {} rank(s); {} trainable of {} parameters ({:.2} %)",
             config.backbone.architecture,
-            format!("{:?}", self.staging.device).to_lowercase(),
+            self.device_name(),
             self.threads,
             topology.world_size,
             grouped(trainable as u64),
@@ -424,9 +429,9 @@ fn start_libtorch(config: &Config, topology: &Topology) -> Result<(Device, usize
         scpeft_config::DeviceChoice::Cpu => DeviceChoice::Cpu,
         scpeft_config::DeviceChoice::Cuda => DeviceChoice::Cuda,
     };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let usable = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = match config.run.threads {
-        0 => (cores / topology.local_size).max(1),
+        0 => topology.cores.unwrap_or_else(usable),
         n => n,
     };
     device::set_threads(threads);

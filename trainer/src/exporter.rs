@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{CounterVec, GaugeVec};
-use prometheus::{Encoder, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
+use prometheus::{CounterVec, GaugeVec, HistogramVec};
+use prometheus::{Encoder, HistogramOpts, Opts, Registry, TextEncoder};
 use scpeft_protocol::metrics::{CATALOGUE, Kind, Metric};
 
 /// Bucket bounds of step times: 10 ms to about 80 s, by factors of 2.
@@ -12,6 +12,9 @@ const STEP_SECONDS_FIRST: f64 = 0.01;
 /// Stalls are shorter: 1 ms to about 8 s.
 const STALL_SECONDS_FIRST: f64 = 0.001;
 const STEP_SECONDS_BUCKETS: usize = 14;
+/// Collectives: 10 us to about 84 s.
+const COLLECTIVE_SECONDS_FIRST: f64 = 1e-5;
+const COLLECTIVE_SECONDS_BUCKETS: usize = 24;
 
 /// All metrics of the catalogue, registered.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ pub struct Exporter {
     registry: Registry,
     gauges: HashMap<&'static str, GaugeVec>,
     counters: HashMap<&'static str, CounterVec>,
-    histograms: HashMap<&'static str, Histogram>,
+    histograms: HashMap<&'static str, HistogramVec>,
 }
 
 impl Exporter {
@@ -49,19 +52,16 @@ impl Exporter {
                     exporter.counters.insert(metric.name, counter);
                 }
                 Kind::Histogram => {
-                    let quick = metric.name == scpeft_protocol::metrics::CHECKPOINT_STALL.name;
-                    let buckets = prometheus::exponential_buckets(
-                        if quick {
-                            STALL_SECONDS_FIRST
-                        } else {
-                            STEP_SECONDS_FIRST
-                        },
-                        2.0,
-                        STEP_SECONDS_BUCKETS,
-                    )?;
-                    let histogram = Histogram::with_opts(
+                    let (first, count) = buckets(metric);
+                    let buckets = prometheus::exponential_buckets(first, 2.0, count)?;
+                    let histogram = HistogramVec::new(
                         HistogramOpts::new(metric.name, metric.help).buckets(buckets),
+                        metric.labels,
                     )?;
+                    if metric.labels.is_empty() {
+                        // Shown from the start, with nothing in it.
+                        histogram.with_label_values::<&str>(&[]);
+                    }
                     registry.register(Box::new(histogram.clone()))?;
                     exporter.histograms.insert(metric.name, histogram);
                 }
@@ -95,9 +95,16 @@ impl Exporter {
             .inc_by(amount.max(0.0));
     }
 
-    /// Adds an observation to a histogram.
+    /// Adds an observation to a histogram without labels.
     pub fn observe(&self, metric: &Metric, value: f64) {
-        self.histograms[metric.name].observe(value);
+        self.observe_labelled(metric, &[], value);
+    }
+
+    /// Adds an observation to a histogram.
+    pub fn observe_labelled(&self, metric: &Metric, labels: &[&str], value: f64) {
+        self.histograms[metric.name]
+            .with_label_values(labels)
+            .observe(value);
     }
 
     /// The exposition in Prometheus's text format.
@@ -146,6 +153,18 @@ impl Exporter {
                 }
             })?;
         Ok(address)
+    }
+}
+
+/// The first bound of a histogram's buckets, and how many there are, each twice the one before.
+fn buckets(metric: &Metric) -> (f64, usize) {
+    use scpeft_protocol::metrics::{CHECKPOINT_STALL, COLLECTIVE_SECONDS};
+    if metric.name == COLLECTIVE_SECONDS.name {
+        (COLLECTIVE_SECONDS_FIRST, COLLECTIVE_SECONDS_BUCKETS)
+    } else if metric.name == CHECKPOINT_STALL.name {
+        (STALL_SECONDS_FIRST, STEP_SECONDS_BUCKETS)
+    } else {
+        (STEP_SECONDS_FIRST, STEP_SECONDS_BUCKETS)
     }
 }
 

@@ -1,5 +1,6 @@
 //! How anything that goes wrong becomes a message and a documented exit code.
 
+use scpeft_collective::nccl::NcclError;
 use scpeft_protocol::exit;
 
 /// What ends a command: the exit code and the paragraph for the user.
@@ -105,7 +106,20 @@ impl From<scpeft_checkpoint::Error> for Failure {
 
 impl From<scpeft_collective::Error> for Failure {
     fn from(error: scpeft_collective::Error) -> Self {
-        Self::new(exit::HANG, chain(&error))
+        use scpeft_collective::Error as E;
+        let code = match error {
+            // Started again the same way, it fails the same way.
+            E::Unconnected { .. }
+            | E::WrongWorld { .. }
+            | E::Nccl(
+                NcclError::Library { .. }
+                | NcclError::NotFound { .. }
+                | NcclError::Symbol { .. }
+                | NcclError::TooOld { .. },
+            ) => exit::CONFIG,
+            _ => exit::HANG,
+        };
+        Self::new(code, chain(&error))
     }
 }
 

@@ -30,6 +30,7 @@ const MAY_CHANGE: &[&str] = &[
     "run.dir",
     "run.name",
     "run.device",
+    "run.transport",
     "run.threads",
     "run.recompute",
     "data.corpus",

@@ -68,10 +68,7 @@ fn install_stop(cli: &Cli) -> Result<StopFlag, Failure> {
 fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
     let world = match scpeft_collective::discover() {
         Ok(world) => world,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return exit::HANG;
-        }
+        Err(error) => return report(&error.into()),
     };
     // A panic on one rank would leave the others waiting in a collective: end the job instead.
     let rank = world.topology().rank;

@@ -166,7 +166,7 @@ fn now() -> String {
 }
 
 /// This host's name, as the kernel has it.
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
 }
@@ -183,4 +183,13 @@ pub fn peak_rss_bytes() -> u64 {
     } else {
         0
     }
+}
+
+/// Resident memory of this process now, in bytes; 0 where the system does not tell.
+pub fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|n| n.parse::<u64>().ok());
+    // SAFETY: sysconf takes no pointers.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages.unwrap_or(0) * u64::try_from(page).unwrap_or(0)
 }

@@ -18,6 +18,18 @@ choice! {
 }
 
 choice! {
+    /// What sums gradients over ranks.
+    Transport {
+        /// NCCL on GPUs where every rank has it, otherwise MPI.
+        Auto = "auto",
+        /// MPI, through host memory.
+        Mpi = "mpi",
+        /// NCCL; an error where a rank has none.
+        Nccl = "nccl",
+    }
+}
+
+choice! {
     /// Which name of a gene is looked up in the backbone's vocabulary.
     GeneKey {
         /// The one that finds more genes.

@@ -15,7 +15,8 @@ use crate::resolve::Reader;
 pub use choices::{
     AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
     EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
-    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, ValueStyle,
+    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, Transport,
+    ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -32,6 +33,9 @@ section! {
         seed: u64 = 0;
         /// `auto` (CUDA when there is one), `cpu` or `cuda`. Default `auto`.
         device: DeviceChoice = DeviceChoice::Auto;
+        /// What sums gradients over ranks: `auto` (NCCL where every rank has a GPU and the library,
+        /// otherwise MPI), `mpi` or `nccl`. Default `auto`. NCCL has not been run on a GPU in this version.
+        transport: Transport = Transport::Auto;
         /// `f32`, or `bf16`: frozen weights and activations in bf16, everything that trains, norms
         /// and losses in f32. Default `f32`. bf16 halves memory, and time where the hardware has
         /// it (AMX on CPUs, tensor cores).

@@ -64,6 +64,8 @@ catalogue! {
     LOADER_RETRIES = "scpeft_loader_retries_total", Counter, [], "Requests to the store of the corpus that had to be sent again.";
     LOADER_SKIPPED_CELLS = "scpeft_loader_skipped_cells", Gauge, [], "Damaged cells that this rank met and left out.";
     COLLECTIVE_BYTES = "scpeft_collective_bytes_total", Counter, ["op"], "Payload bytes handed to collectives by this rank.";
+    COLLECTIVE_SECONDS = "scpeft_collective_seconds", Histogram, ["op"], "Time of a collective, waiting for slower ranks included.";
+    STRAGGLER_SCORE = "scpeft_straggler_score_ratio", Gauge, [], "Median over ranks of the time outside collectives, divided by this rank's: below 1 for a rank that others wait for.";
     HEARTBEAT = "scpeft_heartbeat_timestamp_seconds", Gauge, [], "Unix time at which this rank last finished a step.";
 }
 

@@ -4,21 +4,29 @@
 //! errors are fatal to the job by MPI's default, so an implementation either completes or the
 //! launcher ends the job.
 //!
-//! This is the only crate that links MPI.
+//! This is the only crate that links MPI, and the only one that loads NCCL.
 
 mod all_gather;
+mod cores;
+mod discovery;
 mod error;
+mod fake;
 mod mpi_gather;
 mod mpi_world;
+pub mod nccl;
 mod observed;
+mod self_check;
 mod single;
 
 use std::rc::Rc;
 
 pub use all_gather::{AllGather, GatherBuffer, Gathering, Group};
+pub use cores::{CpuMask, share};
 pub use error::{Error, Result};
+pub use fake::Fake;
 pub use mpi_world::MpiWorld;
 pub use observed::{Observed, Observer};
+pub use self_check::{Bandwidth, self_check};
 pub use single::Single;
 
 /// Where a process stands among the ranks of the run.
@@ -32,6 +40,8 @@ pub struct Topology {
     pub local_rank: usize,
     /// Processes on its host.
     pub local_size: usize,
+    /// Its share of the cores of its host; `None` for all that the process may use.
+    pub cores: Option<usize>,
 }
 
 impl Topology {
@@ -41,6 +51,7 @@ impl Topology {
         world_size: 1,
         local_rank: 0,
         local_size: 1,
+        cores: None,
     };
 
     /// Whether this rank speaks for the run.
@@ -53,6 +64,11 @@ impl Topology {
 pub trait Collective {
     /// Where this process stands.
     fn topology(&self) -> &Topology;
+
+    /// Sums in the memory of the ranks' devices, where the world has that.
+    fn on_device(&self) -> Option<&dyn nccl::DeviceSum> {
+        None
+    }
 
     /// Replaces `buffer` by its elementwise sum over ranks; all ranks get the same bits.
     ///
@@ -112,43 +128,27 @@ pub trait Collective {
     fn abort(&self, code: i32) -> !;
 }
 
-/// The world that this process was started in: MPI under mpirun or srun, else a single process.
+/// The world that this process was started in: MPI under mpirun, srun or another PMI launcher, else
+/// a single process.
 ///
 /// MPI is not initialised for a single process, which saves half a second.
 ///
 /// # Errors
-/// When MPI cannot be initialised.
+/// When MPI cannot be initialised, or connects other processes than were started.
 pub fn discover() -> Result<Box<dyn Collective>> {
-    if started_by_mpi(|name| std::env::var_os(name).is_some()) {
-        Ok(Box::new(MpiWorld::init()?))
-    } else {
-        Ok(Box::new(Single))
+    match discovery::started(|name| std::env::var(name).ok())? {
+        discovery::Start::Alone => Ok(Box::new(Single)),
+        discovery::Start::Ranks { by, ranks } => {
+            let world = MpiWorld::init()?;
+            discovery::agree(by, ranks, world.topology().world_size)?;
+            Ok(Box::new(world))
+        }
     }
-}
-
-/// Whether the environment is that of a rank: Open MPI's own variables, or PMIx and PMI under
-/// Slurm. `SLURM_PROCID` alone is no sign, an interactive allocation sets it too.
-fn started_by_mpi(is_set: impl Fn(&str) -> bool) -> bool {
-    [
-        "OMPI_COMM_WORLD_SIZE",
-        "PMIX_RANK",
-        "PMI_RANK",
-        "MPI_LOCALRANKID",
-    ]
-    .into_iter()
-    .any(is_set)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mpi_is_used_only_where_a_launcher_set_ranks() {
-        assert!(started_by_mpi(|n| n == "PMIX_RANK"));
-        assert!(started_by_mpi(|n| n == "OMPI_COMM_WORLD_SIZE"));
-        assert!(!started_by_mpi(|n| n == "SLURM_PROCID"));
-    }
 
     /// A part and a whole on the heap, which stay where they are.
     #[derive(Debug)]

@@ -8,6 +8,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 
 use crate::all_gather::{AllGather, Group};
+use crate::cores::{CpuMask, MASK_BYTES, share};
 use crate::mpi_gather::MpiGather;
 use crate::{Collective, Error, Result, Topology};
 
@@ -50,6 +51,7 @@ impl MpiWorld {
             world_size: world.size() as usize,
             local_rank: node.rank() as usize,
             local_size: node.size() as usize,
+            cores: Some(cores_of(&node)),
         };
         Ok(Self {
             topology,
@@ -64,6 +66,25 @@ impl MpiWorld {
             self.world
                 .all_reduce_into(&send[..], chunk, SystemOperation::sum());
         }
+    }
+}
+
+/// This rank's share of the cores of its host, whose ranks are `node`.
+fn cores_of(node: &SimpleCommunicator) -> usize {
+    let own = CpuMask::of_this_process();
+    let mut all = vec![0u8; node.size() as usize * MASK_BYTES];
+    node.all_gather_into(own.bytes(), &mut all[..]);
+    let masks: Vec<CpuMask> = all
+        .chunks_exact(MASK_BYTES)
+        .map(CpuMask::from_bytes)
+        .collect();
+    let by_mask = share(&masks, node.rank() as usize);
+    // A container may be given less time than its processors have; its ranks share it.
+    let usable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if usable < own.count() {
+        by_mask.min((usable / masks.len()).max(1))
+    } else {
+        by_mask
     }
 }
 

@@ -11,6 +11,28 @@ pub trait Observer {
     fn end(&self);
 }
 
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn begin(&self, op: &'static str, bytes: usize) {
+        self.0.begin(op, bytes);
+        self.1.begin(op, bytes);
+    }
+
+    fn end(&self) {
+        self.0.end();
+        self.1.end();
+    }
+}
+
+impl<T: Observer> Observer for Rc<T> {
+    fn begin(&self, op: &'static str, bytes: usize) {
+        self.as_ref().begin(op, bytes);
+    }
+
+    fn end(&self) {
+        self.as_ref().end();
+    }
+}
+
 /// A world whose collectives are observed.
 pub struct Observed<'a> {
     inner: &'a dyn Collective,

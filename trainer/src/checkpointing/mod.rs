@@ -152,7 +152,13 @@ impl RunDir {
         for listed in self.store.list()? {
             fsx::remove(&listed.path)?;
         }
-        for name in ["LATEST", "BEST", "metrics.jsonl", "run.json"] {
+        for name in [
+            "LATEST",
+            "BEST",
+            "metrics.jsonl",
+            "run.json",
+            crate::non_finite::FILE,
+        ] {
             let path = self.path.join(name);
             if path.exists() {
                 fsx::remove(&path)?;

@@ -18,6 +18,8 @@ use crate::optim::{Adam, Ema};
 /// A save that has ended.
 #[derive(Debug)]
 pub(crate) struct Finished {
+    /// The step that it is of.
+    pub(crate) step: u64,
     /// Seconds from hand-over to the end, while the loop went on.
     pub(crate) write_seconds: f64,
     /// Bytes written, or why it failed. The checkpoints before it are untouched then.
@@ -185,6 +187,7 @@ impl Saver {
             }
         }
         Ok(Finished {
+            step: done.step,
             write_seconds: done.seconds,
             outcome: done.outcome,
         })

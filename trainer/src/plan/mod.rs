@@ -2,6 +2,8 @@
 //! rank is started and no weight is read.
 
 pub mod estimate;
+pub mod fake;
+pub mod scaling;
 
 use scpeft_config::{Config, Shard};
 use serde::Serialize;
@@ -15,6 +17,7 @@ use crate::settings;
 use crate::step::tail_len;
 
 use estimate::{Memory, Parameters, Setup, Step};
+use fake::FakeWorld;
 
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
@@ -48,6 +51,9 @@ pub struct Plan {
     pub node_limit_bytes: u64,
     /// One step.
     pub step: Step,
+    /// What a step of a fake world showed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fake_world: Option<FakeWorld>,
 }
 
 /// Plans as `args` say; the whole of `scpeft-train plan`. Returns what to print.
@@ -57,7 +63,15 @@ pub struct Plan {
 /// batch; a run that does not fit.
 pub fn plan(args: &PlanArgs) -> Result<String> {
     let config = crate::run::load_config(args.config.as_deref(), &args.overrides)?.config;
-    let plan = Plan::of(&config, args)?;
+    let args = &PlanArgs {
+        world: args.fake_world.unwrap_or(args.world),
+        ..args.clone()
+    };
+    let mut plan = Plan::of(&config, args)?;
+    if let Some(ranks) = args.fake_world {
+        plan.require_fit(&plan.table())?;
+        plan.fake_world = Some(FakeWorld::of(&config, args, ranks, &plan)?);
+    }
     let shown = if args.json {
         serde_json::to_string_pretty(&plan).unwrap_or_default()
     } else {
@@ -132,6 +146,7 @@ impl Plan {
                 None => machine_bytes()?,
             },
             step: estimate::step(&specs, trains, &setup),
+            fake_world: None,
         })
     }
 
@@ -167,7 +182,7 @@ impl Plan {
         } else {
             "this rank's share"
         };
-        [
+        let mut lines = vec![
             format!(
                 "{} rank(s), {} on a machine; up to {} micro-batch(es) a step of {} cells x {} tokens (the longest there can be); {} steps an epoch",
                 self.ranks,
@@ -196,13 +211,18 @@ impl Plan {
             bytes("memory of the machine", self.node_limit_bytes),
             "a step of a rank".into(),
             bytes("all-reduce of gradients", s.all_reduce_bytes),
+            bytes(
+                &format!("  of full fine-tuning, {:.1} times as much", s.saving()),
+                s.full_all_reduce_bytes,
+            ),
             bytes("received of shared layers", s.gathered_bytes),
             flops("forward", s.forward_flops),
             flops("backward", s.backward_flops),
             flops("recomputation", s.recompute_flops),
             "operations: two per multiply-add; layers, attention and value encoder; no gradient of frozen weights; adapters and heads left out".into(),
-        ]
-        .join("\n")
+        ];
+        lines.extend(self.fake_world.as_ref().map(FakeWorld::table));
+        lines.join("\n")
     }
 }
 

@@ -9,56 +9,41 @@ use super::Training;
 use super::saving::note_save;
 use crate::Outcome;
 use crate::assembly::SplitLoaders;
+use crate::checkpointing::Cursor;
 use crate::failure::Result;
-use crate::record::peak_rss_bytes;
+use crate::ledger::Total;
+use crate::record::{peak_rss_bytes, resident_bytes};
 use crate::step::StepReport;
+use crate::straggler::Standing;
 use crate::task::{Evaluation, NamedValue};
 
+/// What one step took on this rank.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Took {
+    /// Wall time, in seconds.
+    pub(super) seconds: f64,
+    /// Of it, waiting for the loader.
+    pub(super) data_seconds: f64,
+    /// What went through collectives.
+    pub(super) moved: Total,
+}
+
 impl Training {
-    /// Metrics and log of one step.
+    /// Metrics, heartbeat and log of one step.
     pub(super) fn account(
         &mut self,
         report: &StepReport,
-        seconds: f64,
-        data_seconds: f64,
+        took: &Took,
+        standing: Option<Standing>,
     ) -> Result<()> {
-        let e = &self.exporter;
-        let section = |name: &str, seconds: f64| e.add(&metrics::SECTION_SECONDS, &[name], seconds);
-        section("data", data_seconds);
-        section("compute", report.compute_seconds);
-        section("collective", report.collective_seconds);
-        section("optimizer", report.optimizer_seconds);
-        e.observe(&metrics::STEP_SECONDS, seconds);
-        e.set(&metrics::STEP, &[], self.cursor.step as f64);
-        e.set(&metrics::LOSS, &["train"], report.loss);
-        e.set(&metrics::LEARNING_RATE, &[], report.lr);
-        e.set(&metrics::GRAD_NORM, &[], report.grad_norm);
-        e.add(&metrics::CELLS, &[], report.own_cells as f64);
-        e.add(&metrics::TOKENS, &[], report.own_tokens as f64);
-        let padding = match report.own_slots {
-            0 => 0.0,
-            slots => 1.0 - report.own_tokens as f64 / slots as f64,
-        };
-        e.set(&metrics::PADDING_RATIO, &[], padding);
-        e.add(
-            &metrics::COLLECTIVE_BYTES,
-            &["all_reduce"],
-            report.collective_bytes as f64,
-        );
-        e.add(
-            &metrics::COLLECTIVE_BYTES,
-            &["all_gather"],
-            report.gathered_bytes as f64,
-        );
-        if let Some(reason) = report.skipped {
-            e.add(&metrics::SKIPPED_STEPS, &[reason.name()], 1.0);
-        }
-        e.set_now(&metrics::HEARTBEAT);
+        let padding = self.export_step(report, took, standing);
+        self.beat(report, took);
+        let logs = self.logs();
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
         if let Some(finished) = outputs.saver.poll()? {
-            note_save(&self.exporter, &finished);
+            note_save(&self.exporter, &self.watch, &finished);
         }
         let failures = outputs.saver.mirror_failures();
         (self.exporter).add(&metrics::CHECKPOINT_FAILURES, &[], failures as f64);
@@ -70,37 +55,80 @@ impl Training {
                 reason.explanation()
             ));
         }
-        if self
-            .cursor
-            .step
-            .is_multiple_of(self.config.log.every_steps.max(1))
-        {
-            let mut values: Vec<NamedValue> = vec![
-                ("loss", report.loss),
-                ("grad_norm", report.grad_norm),
-                ("lr", report.lr),
-                ("cells_per_second", report.cells as f64 / seconds),
-                ("step_seconds", seconds),
-                ("data_seconds", data_seconds),
-                ("collective_seconds", report.collective_seconds),
-                ("padding_ratio", padding),
-            ];
-            if report.parts.len() > 1 {
-                values.extend(
-                    self.assembly
-                        .task
-                        .terms()
-                        .iter()
-                        .map(|term| term.name)
-                        .zip(report.parts.iter().copied()),
-                );
-            }
-            values.extend(report.contrast.map(|loss| ("cce", loss)));
-            outputs
-                .reporter
-                .train(self.cursor.step, self.cursor.epoch, &values)?;
+        if !logs {
+            return Ok(());
         }
-        Ok(())
+        let mut values: Vec<NamedValue> = vec![
+            ("loss", report.loss),
+            ("grad_norm", report.grad_norm),
+            ("lr", report.lr),
+            ("cells_per_second", report.cells as f64 / took.seconds),
+            ("step_seconds", took.seconds),
+            ("data_seconds", took.data_seconds),
+            ("collective_seconds", report.collective_seconds),
+            ("collective_bytes", took.moved.bytes as f64),
+            ("padding_ratio", padding),
+        ];
+        if let Some(standing) = standing {
+            values.push(("slowest_rank", standing.slowest as f64));
+            values.push(("straggler_score", standing.slowest_score));
+        }
+        if report.parts.len() > 1 {
+            let terms = self.assembly.task.terms().iter().map(|term| term.name);
+            values.extend(terms.zip(report.parts.iter().copied()));
+        }
+        values.extend(report.contrast.map(|loss| ("cce", loss)));
+        outputs
+            .reporter
+            .train(self.cursor.step, self.cursor.epoch, &values)
+    }
+
+    /// Sets the metrics of one step; returns the share of padding.
+    fn export_step(&self, report: &StepReport, took: &Took, standing: Option<Standing>) -> f64 {
+        let e = &self.exporter;
+        let section = |name: &str, seconds: f64| e.add(&metrics::SECTION_SECONDS, &[name], seconds);
+        section("data", took.data_seconds);
+        section("compute", report.compute_seconds);
+        section("collective", report.collective_seconds);
+        section("optimizer", report.optimizer_seconds);
+        e.observe(&metrics::STEP_SECONDS, took.seconds);
+        e.set(&metrics::STEP, &[], self.cursor.step as f64);
+        e.set(&metrics::LOSS, &["train"], report.loss);
+        e.set(&metrics::LEARNING_RATE, &[], report.lr);
+        e.set(&metrics::GRAD_NORM, &[], report.grad_norm);
+        e.add(&metrics::CELLS, &[], report.own_cells as f64);
+        e.add(&metrics::TOKENS, &[], report.own_tokens as f64);
+        let padding = match report.own_slots {
+            0 => 0.0,
+            slots => 1.0 - report.own_tokens as f64 / slots as f64,
+        };
+        e.set(&metrics::PADDING_RATIO, &[], padding);
+        if let Some(standing) = standing {
+            e.set(&metrics::STRAGGLER_SCORE, &[], standing.score);
+        }
+        if let Some(reason) = report.skipped {
+            e.add(&metrics::SKIPPED_STEPS, &[reason.name()], 1.0);
+        }
+        e.set_now(&metrics::HEARTBEAT);
+        padding
+    }
+
+    /// Tells the launcher how far the rank is.
+    fn beat(&self, report: &StepReport, took: &Took) {
+        let Cursor { step, epoch, .. } = self.cursor;
+        let planned_steps = self.schedule.planned_steps;
+        let memory_bytes = resident_bytes();
+        let speaks = self.outputs.is_some();
+        self.watch.tell(|beat| {
+            beat.step = step;
+            beat.epoch = epoch;
+            beat.planned_steps = planned_steps;
+            beat.memory_bytes = memory_bytes;
+            if speaks {
+                beat.loss = Some(report.loss);
+                beat.cells_per_second = Some(report.cells as f64 / took.seconds);
+            }
+        });
     }
 
     pub(super) fn list_skipped(&mut self, loaders: &SplitLoaders) -> Result<()> {
@@ -133,6 +161,8 @@ impl Training {
         }
         match &mut self.outputs {
             Some(outputs) => {
+                let metric = evaluation.metric(selecting);
+                self.watch.tell(|beat| beat.metric = metric);
                 outputs
                     .reporter
                     .evaluation("valid", self.cursor.step, epoch, &evaluation.metrics)

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use scpeft_checkpoint::Score;
-use scpeft_collective::{Collective, Observed, Topology};
+use scpeft_collective::{Collective, Observed, Observer, Topology};
 use scpeft_config::{Config, Resolved};
 use scpeft_data::{EpochStream, Loader, StepBatches};
-use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::heartbeat::{Command, Section};
 use scpeft_protocol::{exit, metrics};
 
 use crate::Outcome;
@@ -24,17 +24,25 @@ use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
+use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
+use crate::non_finite::Search;
 use crate::optim::{Adam, Ema, Schedule};
 use crate::record::Recorder;
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::settings;
 use crate::shard;
-use crate::step::{Skip, StepReport, Stepper};
+use crate::startup::{self, Threads};
+use crate::step::{Asked, Skip, StepReport, Stepper};
 use crate::stop::StopFlag;
+use crate::straggler::Pace;
+use crate::transport;
 use crate::watch::Watch;
+
+use account::Took;
+pub(crate) use start::{adam_options, schedule};
 
 /// Trains as `args` say; the whole of `scpeft-train run`.
 ///
@@ -46,8 +54,34 @@ use crate::watch::Watch;
 /// Anything from a misspelt key to a full disk, with its exit code.
 pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Outcome> {
     let watch = Watch::start(world)?;
-    let observed = Observed::new(world, Rc::new(watch.clone()));
-    let world: &dyn Collective = &observed;
+    let ledger = Rc::new(Ledger::default());
+    let observer: Rc<dyn Observer> = if world.topology().world_size == 1 {
+        // Nothing leaves a rank that is alone.
+        Rc::new(watch.clone())
+    } else {
+        Rc::new((watch.clone(), Rc::clone(&ledger)))
+    };
+    let observed = Observed::new(world, Rc::clone(&observer));
+    let result = train(&observed, args, stop, &watch, ledger, observer);
+    watch.say_goodbye(match &result {
+        Ok(Outcome::Done) => exit::OK,
+        Ok(Outcome::Preempted) => exit::PREEMPTED,
+        Err(failure) => failure.code,
+    });
+    result
+}
+
+fn train(
+    world: &dyn Collective,
+    args: &RunArgs,
+    stop: &StopFlag,
+    watch: &Watch,
+    ledger: Rc<Ledger>,
+    observer: Rc<dyn Observer>,
+) -> Result<Outcome> {
+    if let Err(failure) = startup::check_transport(world) {
+        leave(world, watch, &failure);
+    }
     let resolved = agree(world, load_config(args.config.as_deref(), &args.overrides))?;
     let config = &resolved.config;
     watch.configure(&config.watchdog, &config.run.dir);
@@ -65,17 +99,39 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     let gather = shard::gather(world, config.backbone.shard)?;
     let assembly = Assembly::for_training(config, world.topology(), gather);
     let assembly = agree(world, assembly)?;
+    let threads = Threads {
+        compute: assembly.threads,
+        chosen: config.run.threads > 0,
+        loader: config.data.loader_threads,
+    };
+    let compared = startup::compare_places(world, assembly.staging.device, threads);
+    agree(world, compared)?;
+    let (choice, device) = (config.run.transport, assembly.staging.device);
+    let nccl = transport::on_devices(world, observer, choice, device)?;
+    let world: &dyn Collective = nccl.as_ref().map_or(world, |nccl| nccl);
     let (training, loaders) = agree(
         world,
-        Training::begin(world, &watch, &resolved, args, assembly, from.as_deref()),
+        Training::begin(
+            world,
+            watch,
+            ledger,
+            &resolved,
+            args,
+            assembly,
+            from.as_deref(),
+        ),
     )?;
     match training.drive(world, &loaders, stop) {
-        Err(failure) if world.topology().world_size > 1 => {
-            tracing::error!("rank {}: {failure}", world.topology().rank);
-            world.abort(failure.code)
-        }
+        Err(failure) if world.topology().world_size > 1 => leave(world, watch, &failure),
         outcome => outcome,
     }
+}
+
+/// Brings the whole job down for a failure that the other ranks may not share.
+fn leave(world: &dyn Collective, watch: &Watch, failure: &Failure) -> ! {
+    tracing::error!("rank {}: {failure}", world.topology().rank);
+    watch.say_goodbye(failure.code);
+    world.abort(failure.code)
 }
 
 /// Every tensor of the model that a configuration describes; the whole of `scpeft-train parameters`.
@@ -116,7 +172,9 @@ struct Training {
     schedule: Schedule,
     cursor: Cursor,
     selection: ModelSelection,
-    exporter: Exporter,
+    exporter: Rc<Exporter>,
+    ledger: Rc<Ledger>,
+    pace: Pace,
     outputs: Option<Outputs>,
     loading: LoaderWatch,
     bad_steps: u64,
@@ -172,27 +230,56 @@ impl Training {
             };
             let data_seconds = begun.elapsed().as_secs_f64();
             self.loading.record(&self.exporter, loader, stream.ready());
-            let report = self.step(world, &batch, stop.is_set())?;
+            let before = self.ledger.all();
+            let report = self.step(world, &batch, self.asked(stop))?;
             self.cursor.step += 1;
             self.cursor.batch += 1;
-            self.account(&report, begun.elapsed().as_secs_f64(), data_seconds)?;
+            let moved = self.ledger.all().since(before);
+            let took = Took {
+                seconds: begun.elapsed().as_secs_f64(),
+                data_seconds,
+                moved,
+            };
+            self.pace.add(took.seconds, moved.seconds);
+            let standing = if self.logs() {
+                self.pace.compare(world)?
+            } else {
+                None
+            };
+            self.account(&report, &took, standing)?;
             self.check_movement(&report)?;
-            if report.stop {
+            if report.asked.stop {
                 return Ok(true);
             }
             let every = self.config.checkpoint.every_steps;
-            if every > 0 && self.cursor.step.is_multiple_of(every) {
+            let due = every > 0 && self.cursor.step.is_multiple_of(every);
+            if due || report.asked.save {
                 self.save(None)?;
             }
         }
         Ok(false)
     }
 
+    /// Whether this step is one that is logged.
+    fn logs(&self) -> bool {
+        let every = self.config.log.every_steps.max(1);
+        self.cursor.step.is_multiple_of(every)
+    }
+
+    /// What this rank was asked to do after the step: by a signal, or by the launcher.
+    fn asked(&self, stop: &StopFlag) -> Asked {
+        let command = self.watch.take_command();
+        Asked {
+            stop: stop.is_set() || command == Some(Command::Drain),
+            save: command == Some(Command::Save),
+        }
+    }
+
     fn step(
         &mut self,
         world: &dyn Collective,
         batch: &StepBatches,
-        stop: bool,
+        asked: Asked,
     ) -> Result<StepReport> {
         let Assembly {
             model,
@@ -213,25 +300,63 @@ impl Training {
             staging,
             watch: &self.watch,
         };
-        let report = stepper.step(world, self.cursor.step, batch, stop)?;
+        let report = stepper.step(world, self.cursor.step, batch, asked)?;
         if let Some(ema) = self.ema.as_mut().filter(|_| report.skipped.is_none()) {
             ema.observe(params.flat())?;
         }
-        self.bad_steps = match report.skipped {
-            Some(Skip::NonFinite) => self.bad_steps + 1,
-            _ => 0,
+        if report.skipped == Some(Skip::NonFinite) {
+            self.bad_steps += 1;
+            self.blame(world, batch, &report)?;
+        } else {
+            self.bad_steps = 0;
+        }
+        Ok(report)
+    }
+
+    /// Lists the cells behind a gradient that is not finite.
+    ///
+    /// # Errors
+    /// When there were too many such steps in a row.
+    fn blame(
+        &self,
+        world: &dyn Collective,
+        batch: &StepBatches,
+        report: &StepReport,
+    ) -> Result<()> {
+        let Assembly {
+            model,
+            task,
+            staging,
+            feed,
+            ..
+        } = &self.assembly;
+        let search = Search {
+            model,
+            task: task.as_ref(),
+            staging,
+            corpus: &feed.corpus,
+            watch: &self.watch,
         };
+        self.watch.enter(Section::Forward);
+        let step = self.cursor.step + 1;
+        let directory = &self.config.run.dir;
+        let cells = search.list(world, directory, step, batch, &report.suspects)?;
         if self.bad_steps > self.config.train.non_finite_limit {
             return Err(Failure::new(
                 exit::NON_FINITE,
                 format!(
-                    "{} steps in a row had a gradient that is not finite, the last at step {} (epoch {}, batch {})\n\
+                    "{} steps in a row had a gradient that is not finite, the last at step {step} (epoch {}, batch {}): {cells}\n\
                      help: lower `train.lr`, set `train.clip_norm`, or look for extreme values in the corpus with `scpeft-data verify`",
-                    self.bad_steps, self.cursor.step, batch.epoch, batch.batch
+                    self.bad_steps, batch.epoch, batch.batch
                 ),
             ));
         }
-        Ok(report)
+        if let Some(outputs) = &self.outputs {
+            outputs
+                .reporter
+                .warn(&format!("step {step}: suspected: {cells}"));
+        }
+        Ok(())
     }
 
     /// Evaluation, model selection and checkpoint at the end of an epoch or of the run.

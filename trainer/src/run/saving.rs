@@ -11,6 +11,7 @@ use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::movement::Verdict;
 use crate::step::StepReport;
+use crate::watch::Watch;
 
 impl Training {
     /// Has a checkpoint written in the background (rank 0). The loop waits for the one before it
@@ -22,7 +23,7 @@ impl Training {
         };
         let begun = Instant::now();
         if let Some(finished) = outputs.saver.wait()? {
-            note_save(&self.exporter, &finished);
+            note_save(&self.exporter, &self.watch, &finished);
         }
         let waited = begun.elapsed().as_secs_f64();
         let progress = Progress {
@@ -60,7 +61,7 @@ impl Training {
         let Some(finished) = outputs.saver.wait()? else {
             return outputs.saver.settle_mirror();
         };
-        note_save(&self.exporter, &finished);
+        note_save(&self.exporter, &self.watch, &finished);
         match finished.outcome {
             Ok(_) => outputs.saver.settle_mirror(),
             Err(failure) => Err(Failure::new(
@@ -91,8 +92,8 @@ impl Training {
     }
 }
 
-/// Metrics of a save that has ended.
-pub(super) fn note_save(exporter: &Exporter, finished: &Finished) {
+/// Metrics and heartbeat of a save that has ended.
+pub(super) fn note_save(exporter: &Exporter, watch: &Watch, finished: &Finished) {
     exporter.observe(&metrics::CHECKPOINT_WRITE, finished.write_seconds);
     tracing::debug!(
         write_ms = 1e3 * finished.write_seconds,
@@ -102,6 +103,7 @@ pub(super) fn note_save(exporter: &Exporter, finished: &Finished) {
         Ok(bytes) => {
             exporter.set(&metrics::CHECKPOINT_BYTES, &[], *bytes as f64);
             exporter.set_now(&metrics::LAST_CHECKPOINT);
+            watch.tell(|beat| beat.checkpoint_step = Some(finished.step));
         }
         Err(_) => exporter.add(&metrics::CHECKPOINT_FAILURES, &[], 1.0),
     }

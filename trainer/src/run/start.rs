@@ -1,6 +1,7 @@
 //! From a configuration to a run that is ready for its first step.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use scpeft_collective::Collective;
 use scpeft_config::{Config, Resolved};
@@ -14,6 +15,7 @@ use crate::checkpointing::{self, Cursor, RunDir, Saver, mirroring};
 use crate::exporter::Exporter;
 use crate::failure::{Failure, Result};
 use crate::identity::Allowed;
+use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::optim::{Adam, AdamOptions, Ema, Schedule, Shape};
@@ -21,12 +23,14 @@ use crate::record::{Facts, Recorder};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::step::Skip;
+use crate::straggler::Pace;
 use crate::watch::Watch;
 
 impl Training {
     pub(super) fn begin(
         world: &dyn Collective,
         watch: &Watch,
+        ledger: Rc<Ledger>,
         resolved: &Resolved,
         args: &RunArgs,
         mut assembly: Assembly,
@@ -56,7 +60,9 @@ impl Training {
             )?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
-        let exporter = start_exporter(&config, world, &assembly, &schedule)?;
+        let exporter = Rc::new(start_exporter(&config, world, watch, &assembly, &schedule)?);
+        ledger.export_to(&exporter);
+        introduce(watch, &config, &assembly);
         let mut training = Self {
             movement: Some(Movement::new(&assembly.params)?),
             changed,
@@ -68,6 +74,8 @@ impl Training {
             cursor,
             selection,
             exporter,
+            ledger,
+            pace: Pace::default(),
             outputs: None,
             loading: LoaderWatch::default(),
             bad_steps: 0,
@@ -120,7 +128,7 @@ impl Outputs {
             seed: config.run.seed,
             changed: training.changed.clone(),
         };
-        let device = format!("{:?}", assembly.staging.device).to_lowercase();
+        let device = assembly.device_name();
         let recorder = Recorder::begin(
             &config.run.dir,
             &facts,
@@ -160,7 +168,7 @@ impl Outputs {
     }
 }
 
-fn adam_options(config: &Config) -> AdamOptions {
+pub(crate) fn adam_options(config: &Config) -> AdamOptions {
     let t = &config.train;
     AdamOptions {
         beta1: t.beta1,
@@ -171,7 +179,7 @@ fn adam_options(config: &Config) -> AdamOptions {
     }
 }
 
-fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
+pub(crate) fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     let t = &config.train;
     let by_epochs = t.epochs.saturating_mul(steps_per_epoch);
     let planned_steps = t.max_steps.map_or(by_epochs, |limit| limit.min(by_epochs));
@@ -202,9 +210,20 @@ fn schedule(config: &Config, steps_per_epoch: u64) -> Schedule {
     }
 }
 
+/// Tells the launcher what is known of the rank now.
+fn introduce(watch: &Watch, config: &Config, assembly: &Assembly) {
+    let device = assembly.device_name();
+    let directory = std::path::absolute(&config.run.dir).unwrap_or(config.run.dir.clone());
+    watch.describe(|hello| {
+        hello.device = device;
+        hello.run_dir = Some(directory.display().to_string());
+    });
+}
+
 fn start_exporter(
     config: &Config,
     world: &dyn Collective,
+    watch: &Watch,
     assembly: &Assembly,
     schedule: &Schedule,
 ) -> Result<Exporter> {
@@ -239,11 +258,15 @@ fn start_exporter(
             .port
             .saturating_add(world.topology().local_rank as u16);
         match exporter.serve(&config.metrics.bind, port) {
-            Ok(address) if address.port() != port => tracing::warn!(
-                "rank {}: port {port} is taken, metrics are at http://{address}/metrics",
-                world.topology().rank
-            ),
-            Ok(_) => {}
+            Ok(address) => {
+                watch.describe(|hello| hello.metrics_port = Some(address.port()));
+                if address.port() != port {
+                    tracing::warn!(
+                        "rank {}: port {port} is taken, metrics are at http://{address}/metrics",
+                        world.topology().rank
+                    );
+                }
+            }
             // Training goes on without a scrape target.
             Err(e) => tracing::warn!(
                 "rank {}: no metrics, `{}:{port}`: {e}",

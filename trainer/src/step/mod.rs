@@ -7,6 +7,7 @@ mod tail;
 use std::time::Instant;
 
 use scpeft_collective::Collective;
+use scpeft_collective::nccl::{DeviceSlice, Element};
 use scpeft_data::{MicroBatch, StepBatches};
 use scpeft_model::backbone::Model;
 use scpeft_model::exec::{Dropout, Pass};
@@ -24,7 +25,7 @@ use crate::watch::Watch;
 use contrast::Contrasts;
 use tail::{NormSums, Tail};
 
-pub use tail::tail_len;
+pub use tail::{Asked, tail_len};
 
 /// Why a step updated nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +73,10 @@ pub struct StepReport {
     pub cells: u64,
     /// Why all ranks skipped the update, if they did.
     pub skipped: Option<Skip>,
-    /// Some rank was asked to stop.
-    pub stop: bool,
+    /// Places of this rank's micro-batches whose loss was not finite.
+    pub suspects: Vec<usize>,
+    /// What some rank was asked to do after the step.
+    pub asked: Asked,
     /// Cells of this rank.
     pub own_cells: u64,
     /// Tokens of this rank, without padding.
@@ -86,8 +89,6 @@ pub struct StepReport {
     pub collective_seconds: f64,
     /// Seconds in clipping and update.
     pub optimizer_seconds: f64,
-    /// Bytes that this rank handed to the all-reduce.
-    pub collective_bytes: u64,
     /// Bytes of sharded blocks that this rank got from others.
     pub gathered_bytes: u64,
 }
@@ -126,6 +127,7 @@ struct LocalSums {
     cells: u64,
     tokens: u64,
     slots: u64,
+    suspects: Vec<usize>,
 }
 
 impl Stepper<'_> {
@@ -141,7 +143,7 @@ impl Stepper<'_> {
         world: &dyn Collective,
         step: u64,
         batch: &StepBatches,
-        stop: bool,
+        asked: Asked,
     ) -> Result<StepReport> {
         let start = Instant::now();
         self.watch.enter(Section::Forward);
@@ -163,17 +165,20 @@ impl Stepper<'_> {
             cells: 0,
             tokens: 0,
             slots: 0,
+            suspects: Vec::new(),
         };
         for (place, micro) in batch.micro.iter().enumerate() {
             let pull = contrasts.as_ref().map(|c| c.pull(place));
-            self.accumulate(step, micro, &counts, pull, &mut sums)?;
+            if !self.accumulate(step, micro, &counts, pull, &mut sums)? {
+                sums.suspects.push(place);
+            }
             self.watch.beat();
         }
         for _ in batch.micro.len()..passes {
             self.join(&counts)?;
         }
         let computed = Instant::now();
-        let tail = self.reduce(world, &sums, stop)?;
+        let tail = self.reduce(world, &sums, asked)?;
         let reduced = Instant::now();
         self.watch.enter(Section::Optimizer);
         let lr = self.schedule.lr(step);
@@ -207,7 +212,8 @@ impl Stepper<'_> {
             lr,
             cells: tail.cells,
             skipped,
-            stop: tail.stop,
+            suspects: sums.suspects,
+            asked: tail.asked,
             own_cells: sums.cells,
             own_tokens: sums.tokens,
             own_slots: sums.slots,
@@ -215,7 +221,6 @@ impl Stepper<'_> {
             collective_seconds: ((reduced - computed) + (counted - start)).as_secs_f64(),
             optimizer_seconds: reduced.elapsed().as_secs_f64(),
             gathered_bytes: self.gathered_bytes() - gathered_before,
-            collective_bytes: (self.params.grad().numel() * size_of::<f32>()) as u64,
         })
     }
 
@@ -261,6 +266,7 @@ impl Stepper<'_> {
         Pass::training(self.dropout, seed)
     }
 
+    /// Adds a micro-batch to the gradients and sums; whether its losses are finite.
     fn accumulate(
         &self,
         step: u64,
@@ -268,7 +274,7 @@ impl Stepper<'_> {
         counts: &[f64],
         pull: Option<contrast::Pull<'_>>,
         sums: &mut LocalSums,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let batch = self.staging.stage(micro)?;
         let pass = self.pass(step, micro);
         let LossSums {
@@ -304,23 +310,26 @@ impl Stepper<'_> {
         {
             sums.norms.add(domain, &mean, &variance)?;
         }
+        let mut finite = true;
         for (total, sum) in sums.terms.iter_mut().zip(&terms) {
-            *total += scalar(sum)?;
+            let sum = scalar(sum)?;
+            finite &= sum.is_finite();
+            *total += sum;
         }
         sums.cells += micro.rows as u64;
         sums.tokens += micro.tokens as u64;
         sums.slots += (micro.rows * micro.len) as u64;
-        Ok(())
+        Ok(finite)
     }
 
     /// Sums the gradient buffer and its tail over ranks; returns the reduced tail.
-    fn reduce(&mut self, world: &dyn Collective, sums: &LocalSums, stop: bool) -> Result<Tail> {
+    fn reduce(&mut self, world: &dyn Collective, sums: &LocalSums, asked: Asked) -> Result<Tail> {
         let n = self.params.trainable_count() as i64;
         let values = Tail {
             terms: sums.terms.clone(),
             contrast: sums.contrast,
             cells: sums.cells,
-            stop,
+            asked,
             norms: sums.norms.clone(),
         }
         .to_values();
@@ -364,19 +373,27 @@ fn add(total: &mut Option<Tensor>, term: Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Sums a flat f32 tensor over ranks, in place.
+/// Sums a flat f32 tensor over ranks, in place: in the memory of the device where the world can, else
+/// in that of the host.
 fn all_reduce(world: &dyn Collective, buffer: &Tensor) -> Result<()> {
-    if world.topology().world_size == 1 {
+    let devices = world.on_device().filter(|_| buffer.device().is_cuda());
+    if devices.is_none() && world.topology().world_size == 1 {
         return Ok(());
     }
+    if buffer.kind() != Kind::Float || !buffer.is_contiguous() {
+        return Err(Failure::new(
+            scpeft_protocol::exit::INTERNAL,
+            "the gradient buffer is not flat f32",
+        ));
+    }
     let numel = buffer.numel();
+    if let Some(devices) = devices {
+        // SAFETY: a contiguous f32 tensor of `numel` elements on this rank's device, which lives as
+        // long as the run; whatever uses it is queued on libtorch's stream.
+        let memory = unsafe { DeviceSlice::new(buffer.data_ptr(), numel, Element::F32) };
+        return Ok(devices.all_reduce_sum(&memory)?);
+    }
     if buffer.device() == Device::Cpu {
-        if buffer.kind() != Kind::Float || !buffer.is_contiguous() {
-            return Err(Failure::new(
-                scpeft_protocol::exit::INTERNAL,
-                "the gradient buffer is not flat f32",
-            ));
-        }
         // SAFETY: a contiguous f32 CPU tensor of `numel` elements, alive for the call, and no other
         // thread touches it between backward and update.
         let slice =

@@ -8,8 +8,8 @@ use tch::{Device, Tensor};
 use crate::failure::Result;
 use crate::task::Task;
 
-/// Values before the terms: contrastive loss, cells, stop flag.
-const FIXED: usize = 3;
+/// Values before the terms: contrastive loss, cells, stop flag, save flag.
+const FIXED: usize = 4;
 
 /// Elements that the gradient buffer of a task has beyond the gradients.
 pub fn tail_len(task: &dyn Task, norm: NormStyle, d_model: usize) -> usize {
@@ -59,20 +59,30 @@ impl NormSums {
     }
 }
 
+/// What a rank was asked to do after a step; after the sum over ranks, what any of them was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Asked {
+    /// Save and leave.
+    pub stop: bool,
+    /// Save and go on.
+    pub save: bool,
+}
+
 /// The tail, before or after the sum over ranks.
 #[derive(Debug, Clone)]
 pub(super) struct Tail {
     pub(super) terms: Vec<f64>,
     pub(super) contrast: f64,
     pub(super) cells: u64,
-    pub(super) stop: bool,
+    pub(super) asked: Asked,
     pub(super) norms: NormSums,
 }
 
 impl Tail {
     pub(super) fn to_values(&self) -> Vec<f32> {
-        let stop = if self.stop { 1.0 } else { 0.0 };
-        let mut values = vec![self.contrast as f32, self.cells as f32, stop];
+        let flag = |is_set| if is_set { 1.0 } else { 0.0 };
+        let (stop, save) = (flag(self.asked.stop), flag(self.asked.save));
+        let mut values = vec![self.contrast as f32, self.cells as f32, stop, save];
         values.extend(self.terms.iter().map(|&t| t as f32));
         values.extend(&self.norms.values);
         values
@@ -82,7 +92,10 @@ impl Tail {
         Self {
             contrast: values[0],
             cells: values[1] as u64,
-            stop: values[2] > 0.0,
+            asked: Asked {
+                stop: values[2] > 0.0,
+                save: values[3] > 0.0,
+            },
             terms: values[FIXED..FIXED + terms].to_vec(),
             norms: NormSums {
                 values: values[FIXED + terms..].iter().map(|&v| v as f32).collect(),
@@ -135,14 +148,17 @@ mod tests {
             terms: vec![0.5, 0.25],
             contrast: 7.0,
             cells: 12,
-            stop: true,
+            asked: Asked {
+                stop: false,
+                save: true,
+            },
             norms: norms.clone(),
         };
         let values: Vec<f64> = tail.to_values().iter().map(|&v| f64::from(v)).collect();
         assert_eq!(values.len(), FIXED + 2 + 6);
         let back = Tail::from_values(&values, 2, &norms);
         assert_eq!(back.terms, tail.terms);
-        assert_eq!((back.cells, back.stop), (12, true));
+        assert_eq!((back.cells, back.asked), (12, tail.asked));
         assert_eq!(back.norms.values, norms.values);
     }
 }

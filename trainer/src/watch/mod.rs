@@ -4,6 +4,8 @@
 //! longer than its deadline. It looks at memory only: it needs neither MPI nor the device, which may
 //! be what hangs. When a deadline passes it says which rank is behind, writes what the last
 //! collectives were, and ends the process with exit code 75, which brings the job down.
+//!
+//! Where a launcher listens, a thread of `scpeft_protocol::heartbeat` tells it the same.
 
 mod board;
 mod record;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use scpeft_collective::{Collective, Observer};
 use scpeft_config::WatchdogSection;
 use scpeft_protocol::exit;
-use scpeft_protocol::heartbeat::Section;
+use scpeft_protocol::heartbeat::{Beat, Beater, Bye, Command, Hello, Section};
 
 use crate::failure::{Failure, Result};
 use board::Board;
@@ -43,6 +45,8 @@ struct Shared {
     outer: AtomicU64,
     flight: Mutex<Flight>,
     settings: Mutex<Settings>,
+    /// Tells the launcher, if there is one.
+    beater: Mutex<Beater>,
 }
 
 #[derive(Debug, Clone)]
@@ -70,6 +74,22 @@ impl Watch {
     /// When the transport fails, or the system refuses memory or a thread.
     pub fn start(world: &dyn Collective) -> Result<Self> {
         let watch = Self::unattended(world)?;
+        let topology = world.topology();
+        let told = Beater::from_environment(Hello {
+            rank: topology.rank as u32,
+            world_size: topology.world_size as u32,
+            local_rank: topology.local_rank as u32,
+            host: crate::record::hostname(),
+            pid: std::process::id(),
+            ..Hello::default()
+        });
+        match told {
+            Ok(beater) => *lock(&watch.0.beater) = beater,
+            // Training goes on without being watched.
+            Err(error) => {
+                tracing::warn!("rank {}: no heartbeats, {error}", topology.rank);
+            }
+        }
         let watched = watch.clone();
         std::thread::Builder::new()
             .name("scpeft-watchdog".into())
@@ -94,6 +114,7 @@ impl Watch {
                 deadlines: Deadlines::of(&WatchdogSection::default()),
                 directory: None,
             }),
+            beater: Mutex::new(Beater::disabled()),
         })))
     }
 
@@ -108,7 +129,33 @@ impl Watch {
     /// The rank is in `section` from now on.
     pub fn enter(&self, section: Section) {
         self.0.outer.store(section as u64, Ordering::Relaxed);
-        self.0.board.own().enter(section, now());
+        self.0.enter(section, now());
+    }
+
+    /// Tells the launcher where the rank is, besides its section.
+    pub fn tell(&self, change: impl FnOnce(&mut Beat)) {
+        lock(&self.0.beater).update(change);
+    }
+
+    /// Tells the launcher who the rank is.
+    pub fn describe(&self, change: impl FnOnce(&mut Hello)) {
+        lock(&self.0.beater).describe(change);
+    }
+
+    /// What the launcher has asked for since the last call.
+    pub fn take_command(&self) -> Option<Command> {
+        lock(&self.0.beater).take_command()
+    }
+
+    /// Tells the launcher that the rank ends with this exit code, and says nothing more. Takes half a
+    /// second at most, and no time where nobody listens.
+    pub fn say_goodbye(&self, code: i32) {
+        self.enter(Section::Done);
+        let beater = std::mem::replace(&mut *lock(&self.0.beater), Beater::disabled());
+        beater.finish(Bye {
+            code,
+            ..Bye::default()
+        });
     }
 
     /// The rank has made progress in its section, whose deadline starts anew.
@@ -126,18 +173,23 @@ impl Observer for Watch {
     fn begin(&self, op: &'static str, bytes: usize) {
         let begun = now();
         let number = self.0.board.own().count();
-        self.0.board.own().enter(Section::Collective, begun);
+        self.0.enter(Section::Collective, begun);
         lock(&self.0.flight).begin(number, op, bytes as u64, begun);
     }
 
     fn end(&self) {
         let ended = now();
         lock(&self.0.flight).end(ended);
-        self.0.board.own().enter(self.0.outer(), ended);
+        self.0.enter(self.0.outer(), ended);
     }
 }
 
 impl Shared {
+    fn enter(&self, section: Section, now: u64) {
+        self.board.own().enter(section, now);
+        lock(&self.beater).section(section);
+    }
+
     fn outer(&self) -> Section {
         board::section_at(self.outer.load(Ordering::Relaxed))
     }
