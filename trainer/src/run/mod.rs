@@ -331,7 +331,7 @@ impl Training {
             ..
         } = &self.assembly;
         let search = Search {
-            model,
+            model: model.as_ref(),
             task: task.as_ref(),
             staging,
             corpus: &feed.corpus,
