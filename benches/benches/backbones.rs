@@ -26,7 +26,7 @@ use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, TensorSpec, device};
 use scpeft_trainer::Watch;
 use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
-use scpeft_trainer::step::{Stepper, tail_len};
+use scpeft_trainer::step::{Asked, Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
@@ -239,7 +239,7 @@ fn measure(row: &Row, steps: usize, file: Option<&str>) {
     for (step, lengths) in std::iter::once(&batches[0]).chain(&batches).enumerate() {
         let batch = batch(vec![micro_batch(lengths)], lengths.len());
         let (begun, used) = (Instant::now(), cpu_seconds());
-        let report = stepper.step(&world, step as u64, &batch, false);
+        let report = stepper.step(&world, step as u64, &batch, Asked::default());
         let report = report.expect("a step");
         assert!(report.loss.is_finite() && report.skipped.is_none());
         if step > 0 {
