@@ -15,6 +15,7 @@ mod ranks;
 use std::time::Instant;
 
 use scpeft_collective::{Collective, discover};
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, TensorSpec, device};
@@ -44,7 +45,7 @@ fn measure(world: &dyn Collective, steps: usize, tokens: usize) -> Vec<(f64, f64
         ..Layout::cpu(0)
     };
     let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &TensorSpec| task.purpose().adapts(s, &unfrozen);
+    let trains = |s: &TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
     let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
     let model = Scgpt::bind(&blueprint, &params, ExecutorKind::Plain).expect("a bound model");
     let options = AdamOptions {

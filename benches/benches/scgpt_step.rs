@@ -14,6 +14,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use scpeft_collective::Single;
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, Role, device};
@@ -23,7 +24,7 @@ use scpeft_trainer::step::{Asked, Stepper, tail_len};
 use scpeft_trainer::task::{Staging, Task};
 use tch::Device;
 
-use full_size::{SHAPE, adapter, batch, median, micro_batch, peak_mib, task};
+use full_size::{SHAPE, adapter, batch, cpu_seconds, median, micro_batch, peak_mib, task};
 
 const THREADS: usize = 2;
 const CELLS: usize = 8;
@@ -121,7 +122,7 @@ fn measure(row: &Row, steps: usize) {
         ..Layout::cpu(0)
     };
     let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &scpeft_model::TensorSpec| task.purpose().adapts(s, &unfrozen);
+    let trains = |s: &scpeft_model::TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
     let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
     let executor = if row.recompute {
         ExecutorKind::Recompute
@@ -184,20 +185,6 @@ fn measure(row: &Row, steps: usize) {
         }
     }
     println!("{} {} {}", median(wall), median(cpu), peak_mib());
-}
-
-/// User and system time of this process.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
-    let after = stat.rsplit(')').next().expect("a command name");
-    let ticks: f64 = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|t| t.parse::<f64>().expect("ticks"))
-        .sum();
-    // Linux reports 100 ticks a second to programs, whatever its own clock.
-    ticks / 100.0
 }
 
 /// Runs one row in a process of its own.

@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use scpeft_collective::{Collective, discover};
 use scpeft_config::Shard;
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, TensorSpec, device};
@@ -67,7 +68,7 @@ fn measure(
         ..Layout::cpu(0)
     };
     let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &TensorSpec| task.purpose().adapts(s, &unfrozen);
+    let trains = |s: &TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
     let gather = shard::gather(world, share).expect("a group");
     let mut params =
         Params::build_sharded(&specs, |_| Ok(None), trains, layout, gather).expect("memory");

@@ -2,17 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
+use scpeft_checkpoint::published::geneformer::genes::Pickles;
+use scpeft_checkpoint::published::geneformer::{
+    self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
+};
 use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary, wanted_shapes};
 use scpeft_checkpoint::run::verify_checkpoint;
 use scpeft_checkpoint::{
-    CheckpointStore, Error, HostTensor, ScgptDirectory, TensorFile, fsx, read_adapter,
-    write_safetensors,
+    CheckpointStore, Error, GeneformerDirectory, HostTensor, ScgptDirectory, TensorFile, fsx,
+    read_adapter, write_safetensors,
 };
 
 use crate::inspect::Kind;
 
+/// Dictionaries of genes that the command line names.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GivenPickles {
+    pub(crate) tokens: Option<PathBuf>,
+    pub(crate) medians: Option<PathBuf>,
+    pub(crate) other_names: Option<PathBuf>,
+}
+
 /// Converts a tensor file to safetensors, or a published directory to our form.
-pub(crate) fn convert(input: &Path, output: &Path) -> Result<String, Error> {
+pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Result<String, Error> {
     let count = match Kind::of(input)? {
         Kind::File => {
             fsx::refuse_existing(output)?;
@@ -30,6 +42,7 @@ pub(crate) fn convert(input: &Path, output: &Path) -> Result<String, Error> {
             ScgptDirectory::write(output, backbone.args(), backbone.vocabulary(), &tensors)?;
             tensors.len()
         }
+        Kind::Geneformer => geneformer_directory(input, output, pickles)?,
         Kind::Run | Kind::Checkpoint | Kind::Adapter => {
             return Err(Error::Format {
                 path: input.to_owned(),
@@ -39,6 +52,33 @@ pub(crate) fn convert(input: &Path, output: &Path) -> Result<String, Error> {
         }
     };
     Ok(format!("{}: {count} tensors\n", output.display()))
+}
+
+/// Puts published weights and dictionaries into one directory; returns the number of tensors.
+fn geneformer_directory(
+    input: &Path,
+    output: &Path,
+    pickles: GivenPickles,
+) -> Result<usize, Error> {
+    fsx::refuse_existing(output)?;
+    let config = GeneformerConfig::read(&input.join(geneformer::CONFIG))?;
+    let weights = GeneformerWeights::open(input)?;
+    weights.require_complete(&config)?;
+    weights.file().verify()?;
+    let GivenPickles {
+        tokens,
+        medians,
+        other_names,
+    } = pickles;
+    let converted = tokens.is_none() && medians.is_none() && other_names.is_none();
+    let genes = match GeneDictionaries::read(input) {
+        Ok(genes) if converted => genes,
+        _ => GeneDictionaries::from_pickles(&Pickles::find(input, tokens, medians, other_names)?)?,
+    };
+    geneformer::check_vocabulary(input, &config, &weights, &genes)?;
+    let tensors = named(weights.tensors());
+    GeneformerDirectory::write(output, &config, &genes, &tensors)?;
+    Ok(tensors.len())
 }
 
 fn named<'a>(
@@ -67,15 +107,38 @@ pub(crate) fn choose_checkpoint(run: &Path) -> Result<PathBuf, Error> {
 pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> {
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
+    if backbone.join(geneformer::CONFIG).is_file() {
+        return export_geneformer(checkpoint, &backbone, output);
+    }
     let args = ScgptArgs::read(&backbone.join("args.json"))?;
     let vocabulary = Vocabulary::read(&backbone.join("vocab.json"))?;
     let (_, tensors) = read_adapter(&checkpoint.join("adapter"))?;
-    check_complete(checkpoint, &args, &vocabulary, |name| {
+    let wanted = wanted_shapes(&args, vocabulary.len());
+    require_whole(checkpoint, &wanted, |name| {
         tensors.get(name).map(|tensor| tensor.shape.clone())
     })?;
     let tensors: Vec<_> = tensors.into_iter().collect();
     ScgptDirectory::write(output, &args, &vocabulary, &tensors)?;
     let opened = ScgptDirectory::open(output)?;
+    Ok(format!(
+        "{}: {} tensors, fingerprint {}\n",
+        output.display(),
+        tensors.len(),
+        opened.fingerprint()
+    ))
+}
+
+/// As [`export`], of a run on a Geneformer.
+fn export_geneformer(checkpoint: &Path, backbone: &Path, output: &Path) -> Result<String, Error> {
+    let config = GeneformerConfig::read(&backbone.join(geneformer::CONFIG))?;
+    let genes = GeneDictionaries::read(backbone)?;
+    let (_, tensors) = read_adapter(&checkpoint.join("adapter"))?;
+    require_whole(checkpoint, &geneformer::wanted_shapes(&config), |name| {
+        tensors.get(name).map(|tensor| tensor.shape.clone())
+    })?;
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    GeneformerDirectory::write(output, &config, &genes, &tensors)?;
+    let opened = GeneformerDirectory::open(output)?;
     Ok(format!(
         "{}: {} tensors, fingerprint {}\n",
         output.display(),
@@ -100,6 +163,9 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .ancestors()
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
+    if run.join("backbone").join(geneformer::CONFIG).is_file() {
+        return Ok(run.join("backbone"));
+    }
     for name in ["backbone/args.json", "backbone/vocab.json"] {
         if !run.join(name).is_file() {
             return Err(missing(run, name));
@@ -109,16 +175,14 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Refuses a checkpoint that holds adapters and heads only.
-fn check_complete(
+fn require_whole(
     checkpoint: &Path,
-    args: &ScgptArgs,
-    vocabulary: &Vocabulary,
+    wanted: &[(String, Vec<usize>)],
     shape_of: impl Fn(&str) -> Option<Vec<usize>>,
 ) -> Result<(), Error> {
-    let wanted = wanted_shapes(args, vocabulary.len());
     for (name, shape) in wanted {
-        if shape_of(&name).as_ref() != Some(&shape) {
-            let found = shape_of(&name).map_or("none".to_owned(), |shape| format!("{shape:?}"));
+        if shape_of(name).as_ref() != Some(shape) {
+            let found = shape_of(name).map_or("none".to_owned(), |shape| format!("{shape:?}"));
             return Err(Error::Content {
                 path: checkpoint.join("adapter"),
                 reason: format!("a backbone needs `{name}` of shape {shape:?}, found {found}"),

@@ -98,6 +98,18 @@ pub enum Error {
         /// What to do.
         help: &'static str,
     },
+    /// A backbone is of another kind than the one that was asked for.
+    #[error("`{}` is {found} backbone, not {wanted}\nhelp: set `backbone.architecture = \"{architecture}\"`", dir.display())]
+    OtherBackbone {
+        /// The directory.
+        dir: PathBuf,
+        /// What it is, with its article.
+        found: &'static str,
+        /// What it should be, with its article.
+        wanted: &'static str,
+        /// The configuration's name of what it is.
+        architecture: &'static str,
+    },
     /// Two names in a file become one after conversion, with different values.
     #[error("`{}`: `{first}` and `{second}` both stand for `{name}` but differ", path.display())]
     Ambiguous {

@@ -3,10 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use scpeft_checkpoint::published::geneformer::{
+    self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
+};
 use scpeft_checkpoint::published::scpeft::{self, Assumptions, Survey};
 use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
 use scpeft_checkpoint::{
-    CheckpointStore, Dtype, Error, ScgptDirectory, TensorFile, fingerprint, peft, read_adapter,
+    CheckpointStore, Dtype, Error, GeneformerDirectory, ScgptDirectory, TensorFile, fingerprint,
+    peft, read_adapter,
 };
 use serde_json::{Value, json};
 
@@ -19,8 +23,10 @@ pub(crate) enum Kind {
     Checkpoint,
     /// An adapter directory.
     Adapter,
-    /// A published backbone directory.
+    /// An scGPT backbone directory.
     Backbone,
+    /// A Geneformer backbone directory, published or converted.
+    Geneformer,
     /// A tensor file.
     File,
 }
@@ -38,6 +44,8 @@ impl Kind {
             Ok(Self::Checkpoint)
         } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
             Ok(Self::Adapter)
+        } else if has(geneformer::CONFIG) && !has("args.json") {
+            Ok(Self::Geneformer)
         } else if [
             "args.json",
             "vocab.json",
@@ -183,6 +191,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
         Kind::Checkpoint => inspect_checkpoint(path),
         Kind::Adapter => inspect_adapter(path),
         Kind::Backbone => inspect_backbone(path),
+        Kind::Geneformer => inspect_geneformer(path),
         Kind::File => inspect_file(path),
     }
 }
@@ -265,6 +274,42 @@ fn inspect_backbone(path: &Path) -> Result<Found, Error> {
             shape: tensor.shape,
         };
         found.tensors.push(row);
+    }
+    Ok(found)
+}
+
+fn inspect_geneformer(path: &Path) -> Result<Found, Error> {
+    let config = GeneformerConfig::read(&path.join(geneformer::CONFIG))?;
+    let weights = GeneformerWeights::open(path)?;
+    weights.require_complete(&config)?;
+    let mut found = Found::new("Geneformer backbone", path);
+    found.fact("weights", weights.file().path().display().to_string());
+    found.fact("format", weights.file().format().to_string());
+    found.fact("tokens", config.vocab_size);
+    found.fact("d_model", config.hidden_size);
+    found.fact("n_heads", config.num_attention_heads);
+    found.fact("d_hid", config.intermediate_size);
+    found.fact("n_layers", config.num_hidden_layers);
+    found.fact("positions", config.max_position_embeddings);
+    found.fact("activation", config.hidden_act.clone());
+    match GeneDictionaries::read(path) {
+        Ok(genes) => {
+            geneformer::check_vocabulary(path, &config, &weights, &genes)?;
+            found.fact("genes_with_median", genes.medians().len());
+            found.fact("other_names", genes.other_names().len());
+            found.fact("special_tokens", genes.tokens().contains_key("<cls>"));
+        }
+        // As published: the dictionaries are elsewhere.
+        Err(Error::MissingFile { help, .. }) => found.fact("dictionaries", format!("none: {help}")),
+        Err(error) => return Err(error),
+    }
+    found.fact("fingerprint", fingerprint(weights.tensors()));
+    for (name, tensor) in weights.tensors() {
+        found.tensors.push(Row {
+            name: name.to_owned(),
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+        });
     }
     Ok(found)
 }
@@ -355,6 +400,15 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
             Ok(format!(
                 "{shown}: ok, {} tensors\n",
                 backbone.tensors().count()
+            ))
+        }
+        Kind::Geneformer => {
+            let backbone = GeneformerDirectory::open(path)?;
+            backbone.require_complete()?;
+            backbone.weights().file().verify()?;
+            Ok(format!(
+                "{shown}: ok, {} tensors\n",
+                backbone.weights().tensors().count()
             ))
         }
         Kind::File => {

@@ -43,7 +43,7 @@ enum Command {
         path: PathBuf,
     },
     /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
-    /// and converted names, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
+    /// and converted names (of a Geneformer also with its dictionaries), or a fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
@@ -55,6 +55,8 @@ enum Command {
         /// The file or directory to create; it must not exist.
         #[arg(required_unless_present = "from_scpeft")]
         output: Option<PathBuf>,
+        #[command(flatten)]
+        dictionaries: Dictionaries,
         #[command(flatten)]
         conversion: Conversion,
     },
@@ -75,6 +77,35 @@ enum Command {
         #[arg(long)]
         output: PathBuf,
     },
+}
+
+/// The dictionaries of genes of a Geneformer, published as pickles apart from the weights. Those that
+/// lie beside the weights need not be named.
+#[derive(Debug, Args)]
+struct Dictionaries {
+    /// Of a Geneformer: token_dictionary….pkl.
+    #[arg(long, value_name = "PICKLE", conflicts_with = "from_scpeft")]
+    tokens: Option<PathBuf>,
+    /// Of a Geneformer: gene_median_dictionary….pkl.
+    #[arg(long, value_name = "PICKLE", conflicts_with = "from_scpeft")]
+    medians: Option<PathBuf>,
+    /// Of a Geneformer of the second generation: ensembl_mapping_dict….pkl.
+    #[arg(long, value_name = "PICKLE", conflicts_with = "from_scpeft")]
+    ensembl_map: Option<PathBuf>,
+}
+
+impl Dictionaries {
+    fn given(&self) -> anyhow::Result<convert::GivenPickles> {
+        let named = |path: &Option<PathBuf>| {
+            let path = path.as_deref().map(existing).transpose();
+            path.map(|path| path.map(Path::to_owned))
+        };
+        Ok(convert::GivenPickles {
+            tokens: named(&self.tokens)?,
+            medians: named(&self.medians)?,
+            other_names: named(&self.ensembl_map)?,
+        })
+    }
 }
 
 /// `convert --from-scpeft`.
@@ -172,10 +203,13 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Convert {
             input,
             output,
+            dictionaries,
             conversion,
         } => {
             let text = match (input, output, &conversion) {
-                (Some(input), Some(output), _) => convert::convert(existing(&input)?, &output)?,
+                (Some(input), Some(output), _) => {
+                    convert::convert(existing(&input)?, &output, dictionaries.given()?)?
+                }
                 (
                     _,
                     _,

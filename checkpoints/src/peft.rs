@@ -16,7 +16,7 @@ use crate::safetensors_file::{borrowed, write_safetensors};
 use crate::tensor::{HostTensor, TensorFile};
 
 pub use layout::{from_file_layout, to_file_layout};
-pub use settings::{AdapterSettings, Target};
+pub use settings::{AdapterSettings, Placement, Target};
 
 /// File with the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -124,18 +124,26 @@ impl AdapterConfig {
             [
                 one @ AdapterSettings::Lora {
                     layers,
+                    r,
                     lora_alpha,
                     train_qkv_bias,
                     ..
                 },
             ] => {
-                let layout = one.packed_layout().expect("LoRA has a layout");
                 let bias = if *train_qkv_bias { "lora_only" } else { "none" };
+                let (r, alpha, modules) = match one.packed_layout() {
+                    Some(layout) => (
+                        layout.peft_r(),
+                        layout.peft_alpha(*lora_alpha),
+                        vec![crate::lora::MODULE],
+                    ),
+                    None => (*r, *lora_alpha, one.separate_modules().unwrap_or_default()),
+                };
                 Self {
                     peft_type: "LORA".to_owned(),
-                    r: Some(layout.peft_r()),
-                    lora_alpha: Some(layout.peft_alpha(*lora_alpha)),
-                    target_modules: Some(vec![crate::lora::MODULE.to_owned()]),
+                    r: Some(r),
+                    lora_alpha: Some(alpha),
+                    target_modules: Some(modules.into_iter().map(str::to_owned).collect()),
                     layers_to_transform: Some(layers.clone()),
                     bias: Some(bias.to_owned()),
                     ..base
@@ -296,6 +304,7 @@ mod tests {
             lora_alpha: 2.0,
             targets: vec![Target::Q, Target::V],
             train_qkv_bias: true,
+            separate: false,
         }
     }
 
@@ -304,6 +313,7 @@ mod tests {
             layers: layers.to_vec(),
             mlp_ratio: 0.25,
             skip_connect: true,
+            placement: Placement::AfterNorm,
         }
     }
 

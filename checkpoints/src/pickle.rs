@@ -1,4 +1,5 @@
-//! A reader for the pickles of `torch.save`, which builds tensors and nothing else.
+//! A reader for pickles, which builds tensors of `torch.save`, or a dictionary of numbers and names,
+//! and nothing else.
 //!
 //! A pickle is a program for a stack machine (`machine`). This one has no calls: the few classes
 //! that tensors need are names it knows (`global`), any other name is an error, and `REDUCE` only
@@ -7,6 +8,7 @@
 //! objects and memo are bounded.
 
 mod build;
+mod dictionary;
 mod global;
 mod input;
 mod machine;
@@ -16,6 +18,7 @@ mod records;
 use std::rc::Rc;
 
 use crate::tensor::Dtype;
+pub(crate) use dictionary::DictionaryValue;
 use machine::Machine;
 
 /// Largest pickle that is read; the one of a 12-layer model has about 20 kB.
@@ -86,6 +89,19 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Records> {
     let mut machine = Machine::new(bytes);
     let root = machine.run()?;
     machine.state_dict(root)
+}
+
+/// Reads the pickle of a dictionary from names to numbers or names; numbers may be numpy's.
+pub(crate) fn read_dictionary(bytes: &[u8]) -> Result<Vec<(String, DictionaryValue)>> {
+    if bytes.len() > PICKLE_BYTES_MAX {
+        return limit(format!(
+            "it has {} bytes, more than the {PICKLE_BYTES_MAX} allowed",
+            bytes.len()
+        ));
+    }
+    let mut machine = Machine::with_numbers(bytes);
+    let root = machine.run()?;
+    machine.dictionary(root)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use scpeft_checkpoint::peft::{AdapterSettings, Target, from_file_layout};
+use scpeft_checkpoint::peft::{AdapterSettings, Placement, Target, from_file_layout};
 use scpeft_checkpoint::published::scpeft::{
     Assumptions, Extraction, Survey, Variant, extract, is_fine_tuned, whole_model,
 };
@@ -112,11 +112,13 @@ fn the_library_s_four_kinds_come_out_under_our_names_with_their_settings() {
                 lora_alpha: 1.0,
                 targets: vec![Target::Q, Target::V],
                 train_qkv_bias: false,
+                separate: false,
             },
             AdapterSettings::Encoder {
                 layers: layers.clone(),
                 mlp_ratio: 0.25,
                 skip_connect: true,
+                placement: Placement::AfterNorm,
             },
             AdapterSettings::Prefix {
                 layers,
@@ -186,6 +188,7 @@ fn the_paper_s_names_of_every_kind_become_ours() {
         layers: vec![layer],
         mlp_ratio,
         skip_connect: true,
+        placement: Placement::AfterNorm,
     };
     assert_eq!(
         extraction.adapters,

@@ -33,9 +33,10 @@ mod validate;
 pub use error::{At, ConfigError, ConfigErrors};
 pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
-    AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellStyle,
+    AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellLayer, CellStyle,
     CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
-    GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Precision,
-    RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage, Target, TaskKind,
-    TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
+    FreezeRule, GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
+    Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage,
+    Target, TaskKind, TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab,
+    WatchdogSection,
 };

@@ -467,6 +467,8 @@ fn the_presets_resolve() {
     assert_eq!(
         names,
         [
+            "geneformer-identification-encoder.toml",
+            "geneformer-identification-lora.toml",
             "scgpt-batch-correction.toml",
             "scgpt-identification-encoder.toml",
             "scgpt-identification-hybrid.toml",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use scpeft_checkpoint::ScgptDirectory;
-use scpeft_model::adapter::{AdapterOptions, EncoderOptions, LayerSelection};
+use scpeft_model::adapter::{AdapterOptions, EncoderOptions, LayerSelection, Placement};
 use scpeft_model::backbone::scgpt::{
     Blueprint, Classifier, Heads, InputOptions, Inputs, Mvc, Scgpt, Shape,
 };
@@ -123,6 +123,7 @@ fn a_published_directory_gives_the_reference_outputs() {
         layers: LayerSelection::Listed((0..layers.len()).filter(|&i| layers[i] == true).collect()),
         mlp_ratio: adapter["mlp_ratio"].as_f64().expect("a ratio"),
         skip_connect: adapter["skip_connect"] == true,
+        placement: Placement::AfterNorm,
         zero_init: false,
     });
     let classes = details["config"]["n_cls"].as_i64().expect("classes");

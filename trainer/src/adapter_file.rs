@@ -7,12 +7,12 @@ use indexmap::IndexMap;
 use scpeft_checkpoint::peft::{AdapterSettings, ScpeftRecord, Target};
 use scpeft_checkpoint::{AdapterConfig, HostTensor, peft, read_adapter, write_adapter};
 use scpeft_config::Config;
-use scpeft_model::adapter::{AdapterOptions, LayerSelection, Projection};
+use scpeft_model::adapter::{AdapterOptions, LayerSelection, Placement, Projection};
 use scpeft_model::{Params, Role};
 use serde_json::json;
 
 use crate::assembly::Assembly;
-use crate::backbone::to_tensor;
+use crate::backbone::{self, to_tensor};
 use crate::failure::{Failure, Result};
 use crate::settings;
 
@@ -116,7 +116,7 @@ fn adapter_config(
         .params
         .iter()
         .filter(|(_, _, role, trainable)| *trainable && *role == Role::Head)
-        .filter_map(|(name, ..)| name.split('.').next().map(str::to_owned))
+        .filter_map(|(name, ..)| head_module(name).map(str::to_owned))
         .collect();
     heads.dedup();
     let batches = assembly.staging.batches.as_ref();
@@ -141,21 +141,31 @@ fn adapter_config(
     })
 }
 
+/// The module of a head's tensor: what comes first in its name, below the encoder where it is there.
+fn head_module(name: &str) -> Option<&str> {
+    name.strip_prefix("bert.").unwrap_or(name).split('.').next()
+}
+
 /// The adapters of a run as files name them.
 fn describe(config: &Config, n_layers: usize) -> Result<Vec<AdapterSettings>> {
+    let separate = backbone::names(config.backbone.architecture).separate;
     settings::adapters(config)
         .iter()
-        .map(|options| one(options, n_layers))
+        .map(|options| one(options, n_layers, separate))
         .collect()
 }
 
-fn one(options: &AdapterOptions, n_layers: usize) -> Result<AdapterSettings> {
+fn one(options: &AdapterOptions, n_layers: usize, separate: bool) -> Result<AdapterSettings> {
     let resolve = |layers: &LayerSelection| Ok::<_, Failure>(layers.resolve(n_layers)?);
     Ok(match options {
         AdapterOptions::Encoder(o) => AdapterSettings::Encoder {
             layers: resolve(&o.layers)?,
             mlp_ratio: o.mlp_ratio,
             skip_connect: o.skip_connect,
+            placement: match o.placement {
+                Placement::AfterNorm => peft::Placement::AfterNorm,
+                Placement::Context => peft::Placement::Context,
+            },
         },
         AdapterOptions::Mlp(o) => AdapterSettings::Mlp {
             layers: resolve(&o.layers)?,
@@ -176,6 +186,7 @@ fn one(options: &AdapterOptions, n_layers: usize) -> Result<AdapterSettings> {
             lora_alpha: o.lora_alpha,
             targets: targets(&o.targets),
             train_qkv_bias: o.train_qkv_bias,
+            separate,
         },
         AdapterOptions::Hra(o) => AdapterSettings::Hra {
             layers: resolve(&o.layers)?,

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use scpeft_checkpoint::LoadReport;
 use scpeft_checkpoint::peft::ScpeftRecord;
-use scpeft_checkpoint::{LoadReport, ScgptDirectory};
+use scpeft_checkpoint::published::Weights;
 use scpeft_collective::Topology;
 use scpeft_config::{Config, Shard, Trainable};
 use scpeft_data::{Corpus, Loader, Selection};
-use scpeft_model::backbone::scgpt::{Blueprint, Scgpt};
+use scpeft_model::backbone::{Architecture, Model, Purpose};
 use scpeft_model::device::{self, DeviceChoice};
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::params::Slot;
@@ -38,7 +39,7 @@ pub struct Assembly {
     /// All tensors.
     pub params: Params,
     /// The bound model.
-    pub model: Scgpt,
+    pub model: Box<dyn Model>,
     /// The backbone it was built on. Frozen tensors may be views of its mapped file: it is dropped
     /// after them, and its directory is never taken out.
     pub backbone: Backbone,
@@ -73,7 +74,7 @@ impl Draft {
     pub(crate) fn open(config: &Config) -> Result<Self> {
         let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
         let backbone = Backbone::for_training(config, &corpus)?;
-        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
+        let feed = Feed::open(config, corpus, &backbone)?;
         let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
         let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
         let labels = feed.label_info(&train, &valid)?;
@@ -83,7 +84,7 @@ impl Draft {
             &labels,
             batches.as_deref(),
             backbone.classifier_layers,
-            backbone.conventions().mask_value,
+            backbone.mask_value(),
         )?;
         let splits = Splits {
             train,
@@ -100,19 +101,13 @@ impl Draft {
     }
 
     /// The model.
-    pub(crate) fn blueprint(&self, config: &Config) -> Blueprint {
-        blueprint(
+    pub(crate) fn architecture(&self, config: &Config) -> Box<dyn Architecture> {
+        architecture(
             config,
             &self.backbone,
             self.task.as_ref(),
             self.batches.as_deref(),
         )
-    }
-
-    /// Whether a tensor of the model trains.
-    pub(crate) fn trains(&self, config: &Config, spec: &TensorSpec, unfrozen: &[String]) -> bool {
-        let buffer = spec.role == Role::Buffer;
-        !buffer && trains(config.task.trainable, spec, self.task.as_ref(), unfrozen)
     }
 
     /// The loader of the training cells of one rank.
@@ -187,7 +182,7 @@ impl Assembly {
         let (device, threads) = start_libtorch(config, topology)?;
         let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
         let backbone = Backbone::of_run(config, run_dir)?;
-        let feed = Feed::open(config, corpus, &backbone.vocab, backbone.conventions())?;
+        let feed = Feed::open(config, corpus, &backbone)?;
         let categories = match &config.data.label {
             Some(label) => feed.corpus.categories(label)?.to_vec(),
             None => Vec::new(),
@@ -450,20 +445,20 @@ fn build_model(
     batches: Option<&Batches>,
     device: Device,
     gather: Option<Rc<dyn Gather>>,
-) -> Result<(Params, Scgpt, Option<LoadReport>)> {
-    let blueprint = blueprint(config, backbone, task, batches);
+) -> Result<(Params, Box<dyn Model>, Option<LoadReport>)> {
+    let architecture = architecture(config, backbone, task, batches);
     let d_model = backbone.shape.d_model as usize;
     let layout = Layout {
         seed: config.run.seed,
         device,
-        tail: tail_len(task, blueprint.inputs.norm, d_model),
+        tail: tail_len(task, architecture.norm(), d_model),
         precision: settings::precision(config),
         storage: settings::storage(config),
     };
-    let specs = blueprint.specs()?;
-    let unfrozen = blueprint.unfreezes()?;
-    let report = match &backbone.directory {
-        Some(directory) => Some(compare(directory, &specs)?),
+    let specs = architecture.specs()?;
+    let rule = FreezeRule::new(config, architecture.as_ref(), task)?;
+    let report = match &backbone.weights {
+        Some(weights) => Some(compare(weights.as_ref(), &specs)?),
         None => None,
     };
     let loads = |name: &str| {
@@ -475,9 +470,9 @@ fn build_model(
     let params = Params::build_sharded(
         &specs,
         |spec| {
-            let directory = backbone.directory.as_ref().filter(|_| loads(&spec.name));
-            let tensor = match directory {
-                Some(directory) => load(directory, &spec.name),
+            let weights = backbone.weights.as_ref().filter(|_| loads(&spec.name));
+            let tensor = match weights {
+                Some(weights) => load(weights.as_ref(), &spec.name),
                 None => Ok(None),
             };
             // The model crate knows nothing of files: their errors pass around it.
@@ -486,36 +481,31 @@ fn build_model(
                 None
             }))
         },
-        |spec| trains(config.task.trainable, spec, task, &unfrozen),
+        |spec| rule.trains(spec),
         layout,
         gather,
     )?;
     if let Some(failure) = failed {
         return Err(failure);
     }
-    let model = Scgpt::bind(&blueprint, &params, settings::executor(config))?;
+    let model = architecture.bind_model(&params, settings::executor(config))?;
     Ok((params, model, report))
 }
 
 /// The model that a configuration describes.
-fn blueprint(
+fn architecture(
     config: &Config,
     backbone: &Backbone,
     task: &dyn Task,
     batches: Option<&Batches>,
-) -> Blueprint {
+) -> Box<dyn Architecture> {
     let known = batches.map_or(0, |b| b.names().len());
-    Blueprint {
-        shape: backbone.shape,
-        inputs: settings::inputs(config, backbone.values, known),
-        heads: task.heads(),
-        adapters: settings::adapters(config),
-    }
+    backbone.architecture(config, task.heads(), known)
 }
 
 /// Which tensors of the model the weights hold. A head may be missing or of another shape (it then
 /// starts fresh), the encoder may not.
-fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadReport> {
+fn compare(weights: &dyn Weights, specs: &[TensorSpec]) -> Result<LoadReport> {
     let shapes: Vec<(&TensorSpec, Vec<usize>)> = specs
         .iter()
         // Statistics of single batches belong to the batches of the corpus they were seen in.
@@ -525,8 +515,8 @@ fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadRepor
     let model = shapes
         .iter()
         .map(|(s, shape)| (s.name.as_str(), shape.as_slice()));
-    let report = LoadReport::compare(model, directory.shapes());
-    let what = format!("backbone `{}`", directory.dir().display());
+    let report = LoadReport::compare(model, weights.shapes());
+    let what = format!("backbone `{}`", weights.dir().display());
     report.require_complete(&what, |name| {
         shapes
             .iter()
@@ -535,13 +525,43 @@ fn compare(directory: &ScgptDirectory, specs: &[TensorSpec]) -> Result<LoadRepor
     Ok(report)
 }
 
-/// The freeze rule.
-fn trains(rule: Trainable, spec: &TensorSpec, task: &dyn Task, unfrozen: &[String]) -> bool {
-    let purpose = task.purpose();
-    match rule {
-        Trainable::All => true,
-        Trainable::Head => spec.role == Role::Head && purpose.trains(&spec.name),
-        Trainable::Adapter => purpose.adapts(spec, unfrozen),
+/// Which tensors of a run train.
+pub(crate) struct FreezeRule<'a> {
+    trainable: Trainable,
+    architecture: &'a dyn Architecture,
+    purpose: Purpose,
+    unfrozen: Vec<String>,
+}
+
+impl<'a> FreezeRule<'a> {
+    /// The rule of a configuration and a task.
+    ///
+    /// # Errors
+    /// When adapters do not fit the backbone.
+    pub(crate) fn new(
+        config: &Config,
+        architecture: &'a dyn Architecture,
+        task: &dyn Task,
+    ) -> Result<Self> {
+        Ok(Self {
+            trainable: config.task.trainable,
+            purpose: task.purpose(),
+            unfrozen: architecture.unfreezes()?,
+            architecture,
+        })
+    }
+
+    /// Whether a tensor trains.
+    pub(crate) fn trains(&self, spec: &TensorSpec) -> bool {
+        let (architecture, purpose) = (self.architecture, self.purpose);
+        match (spec.role, self.trainable) {
+            (Role::Buffer, _) => false,
+            (_, Trainable::All) => true,
+            (role, Trainable::Head) => {
+                role == Role::Head && architecture.trains_beside(purpose, &spec.name)
+            }
+            (_, Trainable::Adapter) => architecture.adapts(purpose, spec, &self.unfrozen),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use scpeft_collective::Collective;
 use scpeft_data::Loader;
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 
 use crate::failure::Result;
 use crate::shard;
@@ -18,7 +18,7 @@ use crate::watch::Watch;
 /// When reading, tokenising or libtorch fails, or there was nothing to evaluate.
 pub fn evaluate(
     world: &dyn Collective,
-    model: &Scgpt,
+    model: &dyn Model,
     task: &dyn Task,
     loader: &Loader,
     staging: &Staging,

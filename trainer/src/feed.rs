@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use scpeft_config::{Config, GeneKey, TaskKind};
 use scpeft_data::{
-    Corpus, Corrupt, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, ScgptOptions,
-    ScgptTokenizer, Selection, Shuffle, Tokenizer, ValueStyle, Vocab,
+    Corpus, Corrupt, Loader, LoaderOptions, MaskDraw, Overlap, Sampler, Selection, Shuffle,
+    Tokenizer,
 };
 
+use crate::backbone::Backbone;
 use crate::failure::{Failure, Result};
 use crate::settings;
 use crate::task::{Batches, LabelInfo};
@@ -15,26 +16,13 @@ use crate::task::{Batches, LabelInfo};
 /// The split name that stands for every cell of the corpus.
 const EVERY_CELL: &str = "all";
 
-/// What the backbone fixes about its input.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TokenConventions {
-    /// Number of expression bins.
-    pub n_bins: usize,
-    /// How values are read.
-    pub value_style: ValueStyle,
-    /// Value of padding.
-    pub pad_value: f32,
-    /// Value of masked positions.
-    pub mask_value: f32,
-}
-
 /// Corpus, tokeniser and the settings that loaders share.
 pub struct Feed {
     /// The corpus.
     pub corpus: Arc<Corpus>,
     /// How its genes match the vocabulary.
     pub overlap: Overlap,
-    tokenizer: Arc<ScgptTokenizer>,
+    tokenizer: Arc<dyn Tokenizer>,
     label: Option<String>,
 }
 
@@ -48,41 +36,16 @@ pub struct Share {
 }
 
 impl Feed {
-    /// Opens the corpus of `config` for a backbone with this vocabulary.
+    /// The feed of a corpus for a backbone.
     ///
     /// # Errors
-    /// Corpus missing or malformed, no gene in the vocabulary, label column missing.
-    pub fn open(
-        config: &Config,
-        corpus: Arc<Corpus>,
-        vocab: &Vocab,
-        conventions: TokenConventions,
-    ) -> Result<Self> {
-        let genes = vocab.match_genes(corpus.genes(), gene_key(config.data.gene_key))?;
-        let overlap = genes.overlap().clone();
-        let defaults = ScgptOptions::for_values(corpus.value_kind());
-        let options = ScgptOptions {
-            n_bins: conventions.n_bins,
-            value_style: conventions.value_style,
-            pad_value: conventions.pad_value,
-            mask_value: conventions.mask_value,
-            max_len: config.data.max_len,
-            include_zero_genes: config.data.include_zero_genes,
-            mask_ratio: config.data.mask_ratio,
-            normalize_total: config
-                .data
-                .normalize_total
-                .map(|x| x as f32)
-                .or(defaults.normalize_total),
-            log1p: config.data.log1p.unwrap_or(defaults.log1p),
-            seed: config.run.seed,
-            ..defaults
-        };
-        let tokenizer = ScgptTokenizer::new(vocab, genes, corpus.value_kind(), options)?;
+    /// No gene in the vocabulary, or settings that do not suit the backbone.
+    pub fn open(config: &Config, corpus: Arc<Corpus>, backbone: &Backbone) -> Result<Self> {
+        let (tokenizer, overlap) = backbone.tokenizer(config, &corpus)?;
         Ok(Self {
             corpus,
             overlap,
-            tokenizer: Arc::new(tokenizer),
+            tokenizer,
             label: config.data.label.clone(),
         })
     }
@@ -97,27 +60,7 @@ impl Feed {
     /// # Errors
     /// No such column or value, or no cell in it.
     pub fn split(&self, config: &Config, name: &str) -> Result<Selection> {
-        let selection = if name == EVERY_CELL {
-            Selection::all(&self.corpus)
-        } else {
-            Selection::where_equals(&self.corpus, &config.data.split_column, &[name]).map_err(|error| {
-                let failure = Failure::from(error);
-                Failure::new(
-                    failure.code,
-                    format!(
-                        "{}\nhelp: `scpeft-data import --split train=0.8,valid=0.1,test=0.1` writes a split column; \
-                         the split name `{EVERY_CELL}` means every cell",
-                        failure.message
-                    ),
-                )
-            })?
-        };
-        if selection.cells() == 0 {
-            return Err(Failure::data(format!(
-                "split `{name}`: the corpus has no such cells"
-            )));
-        }
-        Ok(selection)
+        split(&self.corpus, config, name)
     }
 
     /// The cells of a split that the task can train on or score: for identification those with a
@@ -327,6 +270,34 @@ impl Feed {
             ..LoaderOptions::default()
         }
     }
+}
+
+/// The cells of a split; the name `all` means every cell.
+///
+/// # Errors
+/// No such column or value, or no cell in it.
+pub(crate) fn split(corpus: &Corpus, config: &Config, name: &str) -> Result<Selection> {
+    let selection = if name == EVERY_CELL {
+        Selection::all(corpus)
+    } else {
+        Selection::where_equals(corpus, &config.data.split_column, &[name]).map_err(|error| {
+            let failure = Failure::from(error);
+            Failure::new(
+                failure.code,
+                format!(
+                    "{}\nhelp: `scpeft-data import --split train=0.8,valid=0.1,test=0.1` writes a split column; \
+                     the split name `{EVERY_CELL}` means every cell",
+                    failure.message
+                ),
+            )
+        })?
+    };
+    if selection.cells() == 0 {
+        return Err(Failure::data(format!(
+            "split `{name}`: the corpus has no such cells"
+        )));
+    }
+    Ok(selection)
 }
 
 /// Cells of a micro-batch: as configured, else an equal share of the global batch per rank.

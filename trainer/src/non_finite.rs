@@ -6,7 +6,7 @@ use std::path::Path;
 
 use scpeft_collective::Collective;
 use scpeft_data::{Corpus, MicroBatch, StepBatches};
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 use scpeft_model::exec::Pass;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -44,7 +44,7 @@ struct Finding {
 
 /// What it takes to look.
 pub(crate) struct Search<'a> {
-    pub(crate) model: &'a Scgpt,
+    pub(crate) model: &'a dyn Model,
     pub(crate) task: &'a dyn Task,
     pub(crate) staging: &'a Staging,
     pub(crate) corpus: &'a Corpus,

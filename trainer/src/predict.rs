@@ -292,7 +292,7 @@ impl Predictor {
 
     fn predict_step(&self, world: &dyn Collective, step: &StepBatches) -> Result<Found> {
         let mut found = Found::default();
-        let model = &self.assembly.model;
+        let model = self.assembly.model.as_ref();
         let passes = shard::passes(world, model, step.micro.len())?;
         for micro in &step.micro {
             let batch = self.assembly.staging.stage(micro)?;

@@ -7,7 +7,7 @@ use scpeft_config::{
 use scpeft_model::Storage;
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, PrefixOptions, Projection, TokenOptions,
+    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
 };
 use scpeft_model::backbone::scgpt::{self, Pooled};
 use scpeft_model::exec::{Dropout, ExecutorKind};
@@ -34,6 +34,10 @@ fn adapter(config: &Config, kind: AdapterKind) -> Option<AdapterOptions> {
             layers,
             mlp_ratio: a.mlp_ratio,
             skip_connect: a.skip_connect,
+            placement: match a.placement {
+                scpeft_config::Placement::AfterNorm => Placement::AfterNorm,
+                scpeft_config::Placement::Context => Placement::Context,
+            },
             zero_init: a.zero_init,
         }),
         AdapterKind::Mlp => AdapterOptions::Mlp(MlpOptions {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use scpeft_collective::{AllGather, Collective, GatherBuffer, Group};
 use scpeft_config::Shard;
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 use scpeft_model::shard::{Gather, Gathering};
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +35,7 @@ pub fn gather(world: &dyn Collective, shard: Shard) -> Result<Option<Rc<dyn Gath
 ///
 /// # Errors
 /// When the transport fails.
-pub(crate) fn passes(world: &dyn Collective, model: &Scgpt, own: usize) -> Result<usize> {
+pub(crate) fn passes(world: &dyn Collective, model: &dyn Model, own: usize) -> Result<usize> {
     if !model.is_sharded() {
         return Ok(own);
     }
@@ -53,7 +53,7 @@ pub(crate) fn passes(world: &dyn Collective, model: &Scgpt, own: usize) -> Resul
 ///
 /// # Errors
 /// When the transport fails.
-pub(crate) fn join_evaluation(passes: usize, model: &Scgpt, own: usize) -> Result<()> {
+pub(crate) fn join_evaluation(passes: usize, model: &dyn Model, own: usize) -> Result<()> {
     for _ in own..passes {
         model.join_forward()?;
     }

@@ -9,7 +9,7 @@
 use scpeft_config::{ClassWeights, Select};
 use scpeft_data::{MicroBatch, StepBatches};
 use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Projection,
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, Projection,
 };
 use scpeft_model::backbone::scgpt::Shape;
 use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo};
@@ -42,6 +42,7 @@ pub fn adapter(kind: &str) -> AdapterOptions {
         layers,
         mlp_ratio: 0.25,
         skip_connect: true,
+        placement: Placement::AfterNorm,
         zero_init: false,
     })
 }
@@ -117,6 +118,20 @@ fn status_mib(key: &str) -> f64 {
         .and_then(|n| n.parse().ok())
         .expect("KiB");
     kib / 1024.0
+}
+
+/// User and system time of this process.
+pub(crate) fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
+    let after = stat.rsplit(')').next().expect("a command name");
+    let ticks: f64 = after
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|t| t.parse::<f64>().expect("ticks"))
+        .sum();
+    // Linux reports 100 ticks a second to programs, whatever its own clock.
+    ticks / 100.0
 }
 
 /// The largest sizes by kind of memory while something runs.

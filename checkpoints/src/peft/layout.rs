@@ -19,8 +19,9 @@ pub fn to_file_layout<'a>(
     let mut stored = Vec::new();
     for (name, tensor) in tensors {
         match layout_of(adapters, &name)? {
-            Some(layout) => stored.extend(layout.to_peft([(name, tensor)])?),
-            None => stored.push((name, tensor)),
+            Layout::Packed(layout) => stored.extend(layout.to_peft([(name, tensor)])?),
+            Layout::Separate => stored.push((separate_to_file(&name), tensor)),
+            Layout::AsItIs => stored.push((name, tensor)),
         }
     }
     Ok(stored)
@@ -37,50 +38,96 @@ pub fn from_file_layout<'a>(
     let mut ours = IndexMap::new();
     for (name, tensor) in tensors {
         match layout_of(adapters, &name)? {
-            Some(layout) => ours.extend(layout.from_peft([(name, tensor)])?),
-            None => drop(ours.insert(name, tensor)),
+            Layout::Packed(layout) => ours.extend(layout.from_peft([(name, tensor)])?),
+            Layout::Separate => drop(ours.insert(separate_from_file(&name), tensor)),
+            Layout::AsItIs => drop(ours.insert(name, tensor)),
         }
     }
     Ok(ours)
 }
 
-/// The packing of the LoRA factors of the layer that a tensor belongs to; `None` for tensors that
-/// are stored as they are.
-fn layout_of(adapters: &[AdapterSettings], name: &str) -> Result<Option<PackedLayout>> {
+/// How a tensor is stored.
+enum Layout {
+    /// Under its own name.
+    AsItIs,
+    /// As a part of the packed projection of a layer with LoRA.
+    Packed(PackedLayout),
+    /// As a part of a module of its own with LoRA.
+    Separate,
+}
+
+const FACTORS: [&str; 2] = [".lora_A", ".lora_B"];
+
+/// PEFT's name of a tensor of an adapted module: factors are weights of modules, and the bias belongs
+/// to the layer that it wraps.
+fn separate_to_file(name: &str) -> String {
+    if FACTORS.iter().any(|end| name.ends_with(end)) {
+        return format!("{name}.weight");
+    }
+    match name.strip_suffix(".bias") {
+        Some(module) => format!("{module}.base_layer.bias"),
+        None => name.to_owned(),
+    }
+}
+
+fn separate_from_file(name: &str) -> String {
+    let factor = name.strip_suffix(".weight");
+    if let Some(factor) = factor.filter(|n| FACTORS.iter().any(|end| n.ends_with(end))) {
+        return factor.to_owned();
+    }
+    match name.strip_suffix(".base_layer.bias") {
+        Some(module) => format!("{module}.bias"),
+        None => name.to_owned(),
+    }
+}
+
+/// How a tensor is stored, given the adapter of the layer that it belongs to.
+fn layout_of(adapters: &[AdapterSettings], name: &str) -> Result<Layout> {
     let of_factor = [".lora_A", ".lora_B", ".lora_A.weight", ".lora_B.weight"]
         .iter()
         .any(|end| name.ends_with(end));
-    let of_bias = name.ends_with(".in_proj_bias") || name.ends_with(".base_layer.bias");
-    if !of_factor && !of_bias {
-        return Ok(None);
-    }
     let layer = layer_of(name);
     let carries = |adapter: &&AdapterSettings| {
         layer.is_some_and(|layer| adapter.layers().is_some_and(|list| list.contains(&layer)))
     };
-    let layout = adapters
-        .iter()
-        .filter(carries)
-        .find_map(AdapterSettings::packed_layout);
-    if layout.is_none() && of_factor {
+    for adapter in adapters.iter().filter(carries) {
+        if let Some(modules) = adapter.separate_modules() {
+            let of_module = |module: &str| {
+                [".lora_", ".bias", ".base_layer."]
+                    .iter()
+                    .any(|rest| name.contains(&format!(".{module}{rest}")))
+            };
+            if modules.iter().any(|module| of_module(module)) {
+                return Ok(Layout::Separate);
+            }
+        } else if let Some(layout) = adapter.packed_layout() {
+            let of_bias = name.ends_with(".in_proj_bias") || name.ends_with(".base_layer.bias");
+            if of_factor || of_bias {
+                return Ok(Layout::Packed(layout));
+            }
+        }
+    }
+    if of_factor {
         return Err(Error::Lora {
             name: name.to_owned(),
             reason: "no LoRA of the settings has this layer".to_owned(),
         });
     }
-    Ok(layout)
+    Ok(Layout::AsItIs)
 }
 
-/// The index in `….layers.{i}.…`.
+/// The index in `….layers.{i}.…` or `….layer.{i}.…`.
 fn layer_of(name: &str) -> Option<usize> {
-    let (_, rest) = name.split_once("layers.")?;
+    let rest = ["layers.", "layer."]
+        .iter()
+        .find_map(|stem| Some(name.split_once(stem)?.1))?;
     rest.split_once('.')?.0.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peft::Target;
+    use crate::peft::{Placement, Target};
 
     fn lora(layers: &[usize], r: usize, targets: &[Target]) -> AdapterSettings {
         AdapterSettings::Lora {
@@ -89,6 +136,7 @@ mod tests {
             lora_alpha: 1.0,
             targets: targets.to_vec(),
             train_qkv_bias: true,
+            separate: false,
         }
     }
 
@@ -107,6 +155,7 @@ mod tests {
                 layers: vec![0],
                 mlp_ratio: 0.5,
                 skip_connect: true,
+                placement: Placement::AfterNorm,
             },
         ];
         let d = 3;
@@ -155,5 +204,64 @@ mod tests {
             matches!(&error, Error::Lora { name, .. } if name.contains("layers.1")),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn modules_of_their_own_are_stored_as_peft_names_them_and_read_back() {
+        let adapters = [AdapterSettings::Lora {
+            layers: vec![1],
+            r: 2,
+            lora_alpha: 4.0,
+            targets: vec![Target::Q, Target::V],
+            train_qkv_bias: true,
+            separate: true,
+        }];
+        let named = |end: &str| format!("bert.encoder.layer.1.attention.self.{end}");
+        let ends = [
+            "query.lora_A",
+            "query.lora_B",
+            "query.bias",
+            "key.bias",
+            "value.lora_A",
+            "value.lora_B",
+            "value.bias",
+        ];
+        let ours: IndexMap<String, HostTensor<'_>> = ends
+            .iter()
+            .enumerate()
+            .map(|(i, end)| (named(end), numbers(&[2, 3], 10 * i)))
+            .collect();
+        let stored = to_file_layout(&adapters, ours.clone()).unwrap();
+        let names: Vec<&str> = stored.iter().map(|(name, _)| name.as_str()).collect();
+        let expected = [
+            "query.lora_A.weight",
+            "query.lora_B.weight",
+            "query.base_layer.bias",
+            "key.bias",
+            "value.lora_A.weight",
+            "value.lora_B.weight",
+            "value.base_layer.bias",
+        ];
+        assert_eq!(names, expected.map(named));
+        assert_eq!(from_file_layout(&adapters, stored).unwrap(), ours);
+        let config = crate::peft::AdapterConfig::of_adapters(
+            adapters.to_vec(),
+            vec!["classifier".to_owned()],
+            crate::peft::ScpeftRecord::default(),
+        )
+        .unwrap();
+        assert_eq!((config.r, config.lora_alpha), (Some(2), Some(4.0)));
+        assert_eq!(
+            config.target_modules,
+            Some(vec!["query".to_owned(), "value".to_owned()])
+        );
+        let other = to_file_layout(
+            &adapters,
+            [(
+                "bert.encoder.layer.0.attention.self.query.lora_A".to_owned(),
+                numbers(&[1], 0),
+            )],
+        );
+        assert!(matches!(other, Err(Error::Lora { .. })), "{other:?}");
     }
 }

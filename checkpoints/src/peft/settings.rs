@@ -34,6 +34,15 @@ pub enum Target {
 impl Target {
     /// All parts in the order of their rows.
     pub const ALL: [Self; 3] = [Self::Q, Self::K, Self::V];
+
+    /// The module of the part, where it has one of its own.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Q => "query",
+            Self::K => "key",
+            Self::V => "value",
+        }
+    }
 }
 
 impl std::fmt::Display for Target {
@@ -58,6 +67,9 @@ pub enum AdapterSettings {
         mlp_ratio: f64,
         /// Whether the input is added to the output.
         skip_connect: bool,
+        /// Where in the layer it acts.
+        #[serde(default, skip_serializing_if = "is_default")]
+        placement: Placement,
     },
     /// Bottleneck in parallel with the feed-forward half, added after the second norm:
     /// `…layers.{i}.mlp_adapter.fc1|fc2.weight|bias`.
@@ -97,6 +109,10 @@ pub enum AdapterSettings {
         targets: Vec<Target>,
         /// Whether the bias of the packed projection was trained and is in the file.
         train_qkv_bias: bool,
+        /// Whether query, key and value have a module each, `query`, `key` and `value`: then factors
+        /// are those of each module, in the file and in the model.
+        #[serde(default, skip_serializing_if = "is_default")]
+        separate: bool,
     },
     /// Householder reflections of the packed weight: `…layers.{i}.self_attn.Wqkv.hra_u [D, r]`.
     Hra {
@@ -113,6 +129,22 @@ pub enum AdapterSettings {
         /// Blocks of the rotation; 4 as published.
         blocks: usize,
     },
+}
+
+/// Where in a layer the bottleneck after the attention acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Placement {
+    /// On the output of the first norm.
+    #[default]
+    AfterNorm,
+    /// On what the attention heads found.
+    Context,
+}
+
+/// Whether a field need not be written.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn half() -> f64 {
@@ -158,13 +190,30 @@ impl AdapterSettings {
         }
     }
 
-    /// How its LoRA factors are packed; `None` for other kinds.
+    /// How its LoRA factors are packed; `None` for other kinds, and where modules are separate.
     pub fn packed_layout(&self) -> Option<PackedLayout> {
         match self {
-            Self::Lora { r, targets, .. } => Some(PackedLayout {
+            Self::Lora {
+                r,
+                targets,
+                separate: false,
+                ..
+            } => Some(PackedLayout {
                 enabled: Target::ALL.map(|part| targets.contains(&part)),
                 r: *r,
             }),
+            _ => None,
+        }
+    }
+
+    /// The modules that LoRA updates, where each of query, key and value is one.
+    pub(crate) fn separate_modules(&self) -> Option<Vec<&'static str>> {
+        match self {
+            Self::Lora {
+                targets,
+                separate: true,
+                ..
+            } => Some(targets.iter().map(|target| target.module()).collect()),
             _ => None,
         }
     }
@@ -264,6 +313,7 @@ mod tests {
                 lora_alpha: 1.0,
                 targets: vec![Target::Q, Target::V],
                 train_qkv_bias: true,
+                separate: false,
             },
             AdapterSettings::Hra {
                 layers: vec![2],
@@ -277,6 +327,7 @@ mod tests {
                 layers: vec![0, 1],
                 mlp_ratio: 0.25,
                 skip_connect: true,
+                placement: Placement::AfterNorm,
             },
             AdapterSettings::Mlp {
                 layers: vec![0],
@@ -329,6 +380,7 @@ mod tests {
             lora_alpha,
             targets: targets.to_vec(),
             train_qkv_bias: false,
+            separate: false,
         };
         let token = all_kinds().pop().unwrap();
         for (list, expected) in [

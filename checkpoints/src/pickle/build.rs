@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::dictionary::ScalarType;
 use super::global::Global;
 use super::machine::Machine;
 use super::object::{Id, Object};
@@ -88,9 +89,40 @@ impl Machine<'_> {
                     _ => return malformed("a parameter is not built from a tensor"),
                 }
             }
+            Object::Global(Global::NumpyType) => self.scalar_type(&arguments)?,
+            Object::Global(Global::NumpyScalar) => self.numpy_scalar(&arguments)?,
             other => return malformed(format!("{} cannot be called", other.kind())),
         };
         self.push(object)
+    }
+
+    /// `dtype(name, align, copy)`.
+    fn scalar_type(&self, arguments: &[Id]) -> Result<Object> {
+        let Some(&name) = arguments.first() else {
+            return malformed("a number type has no name");
+        };
+        let name = self.text_of(name)?;
+        match ScalarType::named(&name) {
+            Some(found) => Ok(Object::ScalarType(found)),
+            None => malformed(format!("numbers of type `{name}` are not read")),
+        }
+    }
+
+    /// `scalar(dtype, bytes)`.
+    fn numpy_scalar(&self, arguments: &[Id]) -> Result<Object> {
+        let [kind, bytes] = arguments[..] else {
+            return malformed(format!("a number has {} arguments", arguments.len()));
+        };
+        match (self.object(kind), self.object(bytes)) {
+            (Object::ScalarType(kind), Object::Bytes(bytes)) => kind
+                .read(bytes)
+                .map_or_else(|| malformed("a number has not the bytes of its type"), Ok),
+            (kind, bytes) => malformed(format!(
+                "a number is made of {} and {}",
+                kind.kind(),
+                bytes.kind()
+            )),
+        }
     }
 
     /// Empty, or from a list of pairs as old Pythons write it.
@@ -138,10 +170,23 @@ impl Machine<'_> {
         Ok(record)
     }
 
-    /// `BUILD`: attributes of a dictionary (`_metadata` of a state dict) are not needed.
+    /// `BUILD`: attributes of a dictionary (`_metadata` of a state dict) are not needed; those of a
+    /// number type say its byte order.
     pub(super) fn build(&mut self) -> Result<()> {
-        self.pop()?;
+        let state = self.pop()?;
         match self.object(self.top()?) {
+            Object::ScalarType(_) => {
+                // (version, byte order, ...)
+                let items = self.short_tuple(state, ARGUMENTS_MAX)?;
+                let order = match items.get(1) {
+                    Some(&order) => self.text_of(order)?,
+                    None => return malformed("a number type has no byte order"),
+                };
+                match &*order {
+                    "<" | "|" => Ok(()),
+                    other => malformed(format!("numbers of byte order `{other}` are not read")),
+                }
+            }
             Object::Dict(_) | Object::Tensor(_) => Ok(()),
             other => malformed(format!("{} cannot have attributes", other.kind())),
         }

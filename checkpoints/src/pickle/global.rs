@@ -10,14 +10,47 @@ pub(super) enum Global {
     RebuildTensor,
     RebuildParameter,
     Storage(Dtype),
+    NumpyScalar,
+    NumpyType,
+}
+
+/// What a pickle is read for; each has names of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Wanted {
+    /// Tensors.
+    #[default]
+    Tensors,
+    /// A dictionary whose numbers may be numpy's.
+    Numbers,
 }
 
 /// Looks a name up.
 ///
 /// # Errors
 /// When it is not on the list.
-pub(super) fn global(module: &str, name: &str) -> Result<Global> {
-    Ok(match (module, name) {
+pub(super) fn global(wanted: Wanted, module: &str, name: &str) -> Result<Global> {
+    let known = match wanted {
+        Wanted::Tensors => of_tensors(module, name),
+        Wanted::Numbers => of_numbers(module, name),
+    };
+    known.ok_or_else(|| {
+        let class: String = format!("{module}.{name}").chars().take(200).collect();
+        PickleError::Forbidden(class.escape_debug().to_string())
+    })
+}
+
+fn of_numbers(module: &str, name: &str) -> Option<Global> {
+    Some(match (module, name) {
+        ("collections", "OrderedDict") => Global::OrderedDict,
+        // numpy 2 moved it.
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => Global::NumpyScalar,
+        ("numpy", "dtype") => Global::NumpyType,
+        _ => return None,
+    })
+}
+
+fn of_tensors(module: &str, name: &str) -> Option<Global> {
+    Some(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
         ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
@@ -33,9 +66,6 @@ pub(super) fn global(module: &str, name: &str) -> Result<Global> {
         ("torch", "CharStorage") => Global::Storage(Dtype::I8),
         ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
         ("torch", "BoolStorage") => Global::Storage(Dtype::Bool),
-        _ => {
-            let class: String = format!("{module}.{name}").chars().take(200).collect();
-            return Err(PickleError::Forbidden(class.escape_debug().to_string()));
-        }
+        _ => return None,
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::global::global;
+use super::global::{Wanted, global};
 use super::input::Input;
 use super::object::{Id, Object};
 use super::{OBJECTS_MAX, PickleError, Result, limit, malformed};
@@ -15,6 +15,7 @@ pub(super) struct Machine<'a> {
     stack: Vec<Id>,
     /// Stack heights at which open marks lie.
     marks: Vec<usize>,
+    wanted: Wanted,
     memo: HashMap<u32, Id>,
     /// Pairs copied by `OrderedDict(list)`, bounded because one list can be used many times.
     pub(super) pairs_copied: usize,
@@ -25,6 +26,14 @@ impl<'a> Machine<'a> {
         Self {
             input: Input::new(bytes),
             ..Self::default()
+        }
+    }
+
+    /// A machine that knows the numbers of numpy, and no tensors.
+    pub(super) fn with_numbers(bytes: &'a [u8]) -> Self {
+        Self {
+            wanted: Wanted::Numbers,
+            ..Self::new(bytes)
         }
     }
 
@@ -56,13 +65,13 @@ impl<'a> Machine<'a> {
             b'c' => {
                 let module = self.input.line()?;
                 let name = self.input.line()?;
-                let known = global(&module, &name)?;
+                let known = global(self.wanted, &module, &name)?;
                 self.push(Object::Global(known))
             }
             0x93 => {
                 let name = self.pop_text()?;
                 let module = self.pop_text()?;
-                let known = global(&module, &name)?;
+                let known = global(self.wanted, &module, &name)?;
                 self.push(Object::Global(known))
             }
             b'q' | b'r' | 0x94 => self.memoize(opcode),
@@ -125,8 +134,12 @@ impl<'a> Machine<'a> {
             b'J' => Object::Int(i64::from(self.input.u32()? as i32)),
             0x8a => Object::Int(self.input.long()?),
             b'G' => {
-                self.input.take(8)?;
-                Object::Float
+                let bytes: [u8; 8] = self
+                    .input
+                    .take(8)?
+                    .try_into()
+                    .expect("eight bytes were taken");
+                Object::Float(f64::from_be_bytes(bytes))
             }
             b'X' | b'T' => {
                 let len = self.input.u32()? as usize;
@@ -142,13 +155,11 @@ impl<'a> Machine<'a> {
             }
             b'B' => {
                 let len = self.input.u32()? as usize;
-                self.input.take(len)?;
-                Object::Bytes
+                short_bytes(self.input.take(len)?)
             }
             b'C' => {
                 let len = usize::from(self.input.take(1)?[0]);
-                self.input.take(len)?;
-                Object::Bytes
+                short_bytes(self.input.take(len)?)
             }
             _ => return malformed("unsupported opcode"),
         };
@@ -226,4 +237,9 @@ impl<'a> Machine<'a> {
         self.stack.push(id);
         Ok(())
     }
+}
+
+/// Bytes, of which no more are kept than a number has, and one to tell longer ones.
+fn short_bytes(bytes: &[u8]) -> Object {
+    Object::Bytes(bytes[..bytes.len().min(9)].to_vec())
 }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::TensorRecord;
+use super::dictionary::ScalarType;
 use super::global::Global;
 use crate::tensor::Dtype;
 
@@ -15,8 +16,9 @@ pub(super) enum Object {
     None,
     Bool,
     Int(i64),
-    Float,
-    Bytes,
+    Float(f64),
+    /// The first few of them: numbers are short.
+    Bytes(Vec<u8>),
     Text(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -28,6 +30,7 @@ pub(super) enum Object {
         len: usize,
     },
     Tensor(Rc<TensorRecord>),
+    ScalarType(ScalarType),
 }
 
 impl Object {
@@ -37,8 +40,8 @@ impl Object {
             Self::None => "None",
             Self::Bool => "a bool",
             Self::Int(_) => "an int",
-            Self::Float => "a float",
-            Self::Bytes => "bytes",
+            Self::Float(_) => "a float",
+            Self::Bytes(_) => "bytes",
             Self::Text(_) => "a str",
             Self::Tuple(_) => "a tuple",
             Self::List(_) => "a list",
@@ -46,6 +49,7 @@ impl Object {
             Self::Global(_) => "a class",
             Self::Storage { .. } => "a storage",
             Self::Tensor(_) => "a tensor",
+            Self::ScalarType(_) => "a number type",
         }
     }
 }

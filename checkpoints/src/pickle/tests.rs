@@ -311,3 +311,97 @@ proptest! {
         let _ = read(&bytes);
     }
 }
+
+/// `numpy.core.multiarray.scalar(dtype(name), bytes)` with the byte order set.
+fn scalar(module: &str, name: &str, order: &str, bytes: &[u8]) -> Vec<u8> {
+    [
+        class(module, "scalar"),
+        b"(".to_vec(),
+        class("numpy", "dtype"),
+        b"(".to_vec(),
+        text(name),
+        b"\x89\x88tR(K\x03".to_vec(),
+        text(order),
+        b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb".to_vec(),
+        vec![b'C', bytes.len() as u8],
+        bytes.to_vec(),
+        b"tR".to_vec(),
+    ]
+    .concat()
+}
+
+fn dictionary(value: &[u8]) -> Result<Vec<(String, DictionaryValue)>> {
+    read_dictionary(&pickle(&[b"}(", &text("gene"), value, b"u"]))
+}
+
+#[test]
+fn a_dictionary_holds_numbers_of_python_and_of_numpy_and_names() {
+    const OLD: &str = "numpy.core.multiarray";
+    const NEW: &str = "numpy._core.multiarray";
+    let float = |x: f64| [b"G".as_slice(), &x.to_be_bytes()].concat();
+    for (value, expected) in [
+        (b"K\x07".to_vec(), DictionaryValue::Int(7)),
+        (float(0.1), DictionaryValue::Float(0.1)),
+        (text("ENSG1"), DictionaryValue::Text("ENSG1".into())),
+        (scalar(OLD, "i2", "<", &[2, 1]), DictionaryValue::Int(258)),
+        (
+            scalar(OLD, "i2", "<", &[254, 255]),
+            DictionaryValue::Int(-2),
+        ),
+        (
+            scalar(NEW, "u2", "<", &[254, 255]),
+            DictionaryValue::Int(65_534),
+        ),
+        (scalar(NEW, "i1", "|", &[5]), DictionaryValue::Int(5)),
+        (
+            scalar(OLD, "f8", "<", &634.3f64.to_le_bytes()),
+            DictionaryValue::Float(634.3),
+        ),
+        (
+            scalar(OLD, "f4", "<", &0.5f32.to_le_bytes()),
+            DictionaryValue::Float(0.5),
+        ),
+    ] {
+        assert_eq!(dictionary(&value), Ok(vec![("gene".into(), expected)]));
+    }
+}
+
+#[test]
+fn what_a_dictionary_does_not_need_is_refused() {
+    const MODULE: &str = "numpy.core.multiarray";
+    for (value, expected) in [
+        (scalar(MODULE, "f8", ">", &[0; 8]), "byte order `>`"),
+        (
+            scalar(MODULE, "f8", "<", &[0; 4]),
+            "not the bytes of its type",
+        ),
+        (
+            scalar(MODULE, "f8", "<", &[0; 40]),
+            "not the bytes of its type",
+        ),
+        (scalar(MODULE, "O", "|", &[0; 8]), "type `O`"),
+        (b"N".to_vec(), "value of `gene` is None"),
+        (b"]".to_vec(), "value of `gene` is a list"),
+    ] {
+        let Err(PickleError::Malformed(reason)) = dictionary(&value) else {
+            panic!("`{expected}` was read");
+        };
+        assert!(reason.contains(expected), "{reason}");
+    }
+    let twice = pickle(&[b"}(", &text("a"), b"K\x01", &text("a"), b"K\x02u"]);
+    assert!(
+        matches!(read_dictionary(&twice), Err(PickleError::Malformed(r)) if r.contains("twice"))
+    );
+    // Each kind of file has names of its own, and neither has others.
+    for (module, name) in [("os", "system"), ("torch._utils", "_rebuild_tensor_v2")] {
+        let found = dictionary(&class(module, name));
+        assert_eq!(
+            found,
+            Err(PickleError::Forbidden(format!("{module}.{name}")))
+        );
+    }
+    let scalar = scalar(MODULE, "f8", "<", &[0; 8]);
+    let found = read(&pickle(&[b"}(", &text("w"), &scalar, b"u"]));
+    let name = format!("{MODULE}.scalar");
+    assert_eq!(found, Err(PickleError::Forbidden(name)));
+}

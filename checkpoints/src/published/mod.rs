@@ -1,16 +1,34 @@
 //! Published checkpoints: one module per family, and what they share: the report of a load and
 //! the fingerprint of a set of tensors.
 
+pub mod geneformer;
 pub mod scgpt;
 pub mod scpeft;
 
 use std::fmt;
+use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::mapped::Mapping;
 use crate::tensor::HostTensor;
 
 /// Names listed of each kind before the report says how many more there are.
 const LISTED_MAX: usize = 12;
+
+/// The tensors of an opened backbone, under the names that its model has for them.
+pub trait Weights: fmt::Debug {
+    /// The directory that they come from.
+    fn dir(&self) -> &Path;
+
+    /// Names and shapes.
+    fn shapes(&self) -> Vec<(&str, &[usize])>;
+
+    /// One tensor.
+    fn get(&self, name: &str) -> Option<HostTensor<'_>>;
+
+    /// One tensor in place, where its file allows it.
+    fn mapped(&self, name: &str) -> Option<Mapping>;
+}
 
 /// What happened to each tensor of a load.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

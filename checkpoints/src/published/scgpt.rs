@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::mapped::Mapping;
-use crate::published::{LoadReport, fingerprint};
+use crate::published::{LoadReport, Weights, fingerprint};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -231,6 +231,14 @@ impl ScgptDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
+        if !dir.join("args.json").exists() && dir.join("config.json").exists() {
+            return Err(Error::OtherBackbone {
+                dir: dir.to_owned(),
+                found: "a Geneformer",
+                wanted: "an scGPT",
+                architecture: "geneformer",
+            });
+        }
         let missing = |wanted: &str| Error::MissingFile {
             dir: dir.to_owned(),
             wanted: wanted.to_owned(),
@@ -381,6 +389,24 @@ impl ScgptDirectory {
             fsx::write_atomic(&vocab, vocabulary.to_json().as_bytes())?;
             write_safetensors(&prepared.join(WEIGHTS[0]), tensors)
         })
+    }
+}
+
+impl Weights for ScgptDirectory {
+    fn dir(&self) -> &Path {
+        Self::dir(self)
+    }
+
+    fn shapes(&self) -> Vec<(&str, &[usize])> {
+        Self::shapes(self).collect()
+    }
+
+    fn get(&self, name: &str) -> Option<HostTensor<'_>> {
+        Self::get(self, name)
+    }
+
+    fn mapped(&self, name: &str) -> Option<Mapping> {
+        Self::mapped(self, name)
     }
 }
 

@@ -46,6 +46,38 @@ choice! {
     Architecture {
         /// scGPT: gene and value embeddings, post-norm transformer blocks.
         Scgpt = "scgpt",
+        /// Geneformer: a BERT encoder over genes in order of their expression.
+        Geneformer = "geneformer",
+    }
+}
+
+choice! {
+    /// The layer whose states a cell embedding is made of.
+    CellLayer {
+        /// The last.
+        Last = "last",
+        /// The one before it.
+        SecondToLast = "second-to-last",
+    }
+}
+
+choice! {
+    /// What trains beside adapters and classifier.
+    FreezeRule {
+        /// The pooler, and with LoRA all biases of the projection.
+        Tutorial = "tutorial",
+        /// No pooler, and with LoRA no bias of the key.
+        Scripts = "scripts",
+    }
+}
+
+choice! {
+    /// Where in a layer the bottleneck of `encoder` acts.
+    Placement {
+        /// On the output of the first norm.
+        AfterNorm = "after-norm",
+        /// On what the attention heads found, before it is projected.
+        Context = "context",
     }
 }
 
@@ -88,7 +120,7 @@ choice! {
         Encoder = "encoder",
         /// Low-rank updates of the packed query, key and value projection.
         Lora = "lora",
-        /// A bottleneck on the value embeddings.
+        /// A bottleneck on the embedding: of values in scGPT, as a whole in Geneformer.
         Token = "token",
         /// Trainable hidden states after `<cls>`.
         Prefix = "prefix",

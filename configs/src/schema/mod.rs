@@ -13,9 +13,10 @@ use crate::field::{Field, Section, section};
 use crate::resolve::Reader;
 
 pub use choices::{
-    AdapterKind, Architecture, CellStyle, ClassWeights, Corrupt, DeviceChoice, EmbeddingNorm,
-    GeneKey, Init, LayerRule, MvcStyle, Optimizer, Precision, Sampler, Schedule, Select, Shard,
-    SinkKind, Storage, Target, TaskKind, Trainable, Transport, ValueStyle,
+    AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
+    EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
+    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, Transport,
+    ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -136,14 +137,17 @@ section! {
 section! {
     /// `[backbone]`: the model that is adapted.
     BackboneSection at "backbone" {
-        /// The architecture. Default `scgpt`, the only one so far.
+        /// The architecture: `scgpt` or `geneformer`. Default `scgpt`.
         architecture: Architecture = Architecture::Scgpt;
-        /// A directory with weights, `args.json` and `vocab.json`. Give either this or `init`.
+        /// A directory with weights and what belongs to them: `args.json` and `vocab.json` of scGPT;
+        /// `config.json` and dictionaries of genes of Geneformer, as `scpeft-checkpoint convert`
+        /// writes them. Give either this or `init`.
         path: Option<PathBuf> = None;
         /// `random`: start from weights drawn from the seed, to pretrain a backbone.
         init: Option<Init> = None;
         /// With `init = "random"`: `corpus` takes the vocabulary from the gene table of the
-        /// corpus, anything else is the path of a `vocab.json`. Default `corpus`.
+        /// corpus, anything else is the path of a `vocab.json` (of Geneformer: of a directory with
+        /// its dictionaries). Default `corpus`.
         vocab: Vocab = Vocab::Corpus;
         /// Dropout inside the blocks and the value encoder. Default 0.2; from 0 up to but
         /// excluding 1.
@@ -168,6 +172,13 @@ section! {
         /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
         /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.
         cell_style: CellStyle = CellStyle::Cls;
+        /// The layer whose states it is made of: `last` or `second-to-last` (Geneformer only, its
+        /// published default). Default `last`.
+        cell_layer: CellLayer = CellLayer::Last;
+        /// Geneformer only: what trains beside adapters and classifier. `tutorial`: the pooler, which
+        /// starts random, and with LoRA the biases of query, key and value. `scripts`: no pooler, and
+        /// not the bias of the key. Default `tutorial`.
+        freeze_rule: FreezeRule = FreezeRule::Tutorial;
         /// The norm between embedding and layers: `none`, `batch` or `domain`, the last with
         /// `data.batch` and `train.micro_batch_cells`. Default `none`. Its running statistics are
         /// saved with the adapter.
@@ -203,6 +214,9 @@ section! {
         /// Width of the bottlenecks as a share of `d_model`, rounded down. Default 0.25; above 0
         /// and at most 8. The published default of `token` on its own is 1.
         mlp_ratio: f64 = 0.25;
+        /// Where the bottleneck of `encoder` acts: `after-norm` (after the first norm of a layer) or
+        /// `context` (on what the attention heads found). Default `after-norm`.
+        placement: Placement = Placement::AfterNorm;
         /// Weight of the `mlp` adapter's output. Default 0.5; above 0.
         mlp_scale: f64 = 0.5;
         /// Length of the `prefix`. Default 8; at least 1. Attention sees that many more tokens.

@@ -3,6 +3,7 @@
 //! Values that were refused by their type are not checked again, so that one mistake is one error.
 
 mod adapter;
+mod architecture;
 mod sampler;
 
 use std::fmt::Display;
@@ -25,6 +26,7 @@ pub(crate) fn validate(config: &Config, reader: &mut Reader) {
     columns(config, &mut check);
     run_and_data(config, &mut check);
     backbone(config, &mut check);
+    architecture::architecture(config, &mut check);
     adapter::adapter(config, &mut check);
     task(config, &mut check);
     train(config, &mut check);

@@ -1,6 +1,8 @@
 //! From a cell to a sequence of tokens.
 
 pub mod mask;
+mod medians;
+pub mod rank;
 pub mod scgpt;
 mod sequence;
 

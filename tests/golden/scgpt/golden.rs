@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, PrefixOptions, Projection,
-    TokenOptions,
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, PrefixOptions,
+    Projection, TokenOptions,
 };
 use scpeft_model::backbone::scgpt::{
     BatchLabels, Blueprint, CellStyle, Classifier, Encoded, Heads, InputOptions, Inputs, Mvc,
@@ -429,6 +429,7 @@ pub(crate) fn adapters(config: &Value) -> Vec<AdapterOptions> {
             layers: layers(),
             mlp_ratio: mlp_ratio(),
             skip_connect: config["skip_connect"] == true,
+            placement: Placement::AfterNorm,
             zero_init: false,
         }));
     }

@@ -1,7 +1,7 @@
 //! Value encoders, heads and the bottleneck on their own, with gradients into their inputs.
 
 use scpeft_model::adapter::{AdapterOptions, AdapterSet, BlockShape, TokenOptions};
-use scpeft_model::backbone::scgpt::{ValueEncoder, ValueStyle};
+use scpeft_model::backbone::scgpt::{NAMES, ValueEncoder, ValueStyle};
 use scpeft_model::exec::Pass;
 use scpeft_model::head::{
     AffineActivation, AffineDecoder, AffineOptions, BatchDiscriminator, ClassificationHead,
@@ -96,7 +96,7 @@ fn bottleneck() {
     let shape = BlockShape {
         n_layers: 2,
         d_model,
-        continuous_values: true,
+        names: NAMES,
     };
     // Any ratio that truncates to the width.
     let options = AdapterOptions::Token(TokenOptions {

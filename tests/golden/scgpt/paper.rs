@@ -2,7 +2,7 @@
 
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, PrefixOptions, Projection, TokenOptions,
+    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
 };
 use scpeft_model::backbone::scgpt::{Blueprint, Classifier, Heads, InputOptions};
 use scpeft_model::exec::ExecutorKind;
@@ -30,6 +30,7 @@ fn adapters(golden: &Golden) -> Vec<AdapterOptions> {
                 layers: layers(),
                 mlp_ratio: ratio("space_adapter.fc1.weight"),
                 skip_connect: true,
+                placement: Placement::AfterNorm,
                 zero_init: false,
             }),
             AdapterOptions::Mlp(MlpOptions {

@@ -3,8 +3,9 @@
 
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, PrefixOptions, Projection, TokenOptions,
+    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
 };
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{
     Blueprint, CellStyle, Classifier, Heads, InputOptions, Inputs, Mvc, Pooled, Purpose, Scgpt,
     Shape,
@@ -43,6 +44,7 @@ fn encoder(zero_init: bool) -> AdapterOptions {
         layers: LayerSelection::Listed(vec![1, 2]),
         mlp_ratio: 0.25,
         skip_connect: true,
+        placement: Placement::AfterNorm,
         zero_init,
     })
 }
@@ -156,7 +158,8 @@ fn padded(built: &Built) -> [(Tensor, Tensor); 2] {
 
 fn adapts(blueprint: &Blueprint) -> impl Fn(&TensorSpec) -> bool + use<> {
     let unfrozen = blueprint.unfreezes().unwrap();
-    move |spec| Purpose::Identification.adapts(spec, &unfrozen)
+    let blueprint = blueprint.clone();
+    move |spec| blueprint.adapts(Purpose::Identification, spec, &unfrozen)
 }
 
 /// Loss and gradients of one training pass with dropout.

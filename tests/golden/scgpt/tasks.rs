@@ -1,9 +1,10 @@
 //! Whole models of the library variant under the losses of their tasks.
 
 use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, PrefixOptions, Projection,
-    TokenOptions,
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, PrefixOptions,
+    Projection, TokenOptions,
 };
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{
     BatchLabels, Blueprint, Classifier, Encoded, Heads, InputOptions, Mvc, Purpose, Scgpt, Shape,
 };
@@ -171,6 +172,7 @@ fn published(kind: &str) -> Vec<AdapterOptions> {
         layers: layers.clone(),
         mlp_ratio: 0.25,
         skip_connect: true,
+        placement: Placement::AfterNorm,
         zero_init: false,
     });
     let token = |mlp_ratio| {
@@ -253,7 +255,7 @@ fn full_size(purpose: Purpose, kind: &str) -> (usize, usize) {
         let chosen = specs.iter().filter(|s| s.role != Role::Buffer && trains(s));
         chosen.map(TensorSpec::numel).sum::<usize>()
     };
-    let trainable = count(&|s| purpose.adapts(s, &unfrozen));
+    let trainable = count(&|s| blueprint.adapts(purpose, s, &unfrozen));
     (trainable, count(&|_| true))
 }
 

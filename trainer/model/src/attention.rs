@@ -2,71 +2,128 @@
 
 use tch::Tensor;
 
-use crate::adapter::AdapterSet;
+use crate::adapter::{AdapterSet, Projection};
 use crate::ops::{Linear, cast, full};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Init, Result};
 
-/// Self-attention with a packed projection, as torch's `MultiheadAttention` stores it.
+/// How the tensors of an attention are named.
+#[derive(Debug, Clone)]
+pub struct AttentionNames {
+    /// Prefix of the projection to queries, keys and values.
+    pub prefix: String,
+    /// The output projection.
+    pub out_proj: String,
+    /// Whether these have a layer each, `query`, `key` and `value`, or one together, as torch's
+    /// `MultiheadAttention` stores it.
+    pub separate: bool,
+}
+
+impl AttentionNames {
+    fn parts(&self) -> [String; 3] {
+        Projection::ALL.map(|part| format!("{}.{}", self.prefix, part.module()))
+    }
+}
+
+/// The projection to queries, keys and values.
+#[derive(Debug)]
+enum InProjection {
+    /// Weight `[3D, D]` and bias `[3D]`, rows q, k, v.
+    Packed { weight: Tensor, bias: Tensor },
+    /// A layer each.
+    Separate([Linear; 3]),
+}
+
+impl InProjection {
+    /// Weight `[3D, D]` and bias `[3D]`. Layers of their own are put together whenever they are used:
+    /// little beside the product with all tokens, and they stay views of their file.
+    fn packed(&self) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Packed { weight, bias } => Ok((weight.shallow_clone(), bias.shallow_clone())),
+            Self::Separate(parts) => {
+                let weights = parts.each_ref().map(|part| &part.weight);
+                let biases: Vec<&Tensor> = parts.iter().filter_map(|p| p.bias.as_ref()).collect();
+                Ok((Tensor::f_cat(&weights, 0)?, Tensor::f_cat(&biases, 0)?))
+            }
+        }
+    }
+
+    fn trains(&self) -> bool {
+        match self {
+            Self::Packed { weight, bias } => weight.requires_grad() || bias.requires_grad(),
+            Self::Separate(parts) => parts.iter().any(Linear::trains),
+        }
+    }
+}
+
+/// Self-attention of H heads.
 #[derive(Debug)]
 pub struct SelfAttention {
-    in_proj_weight: Tensor,
-    in_proj_bias: Tensor,
+    in_proj: InProjection,
     out_proj: Linear,
     n_heads: i64,
 }
 
 impl SelfAttention {
-    /// Tensors `in_proj_weight [3D, D]`, `in_proj_bias [3D]`, `out_proj.weight [D, D]`,
-    /// `out_proj.bias [D]` under `prefix`.
-    pub fn specs(prefix: &str, d_model: i64) -> Vec<TensorSpec> {
+    /// Tensors `in_proj_weight [3D, D]` and `in_proj_bias [3D]`, or `query`, `key` and `value` with
+    /// `weight [D, D]` and `bias [D]` each, and the same of the output projection.
+    pub fn specs(names: &AttentionNames, d_model: i64) -> Vec<TensorSpec> {
         let role = Role::Backbone;
-        vec![
-            TensorSpec::new(
-                format!("{prefix}.in_proj_weight"),
+        let square = |name: &str| Linear::specs(name, d_model, d_model, true, role);
+        let mut specs = Vec::new();
+        if names.separate {
+            specs.extend(names.parts().iter().flat_map(|name| square(name)));
+        } else {
+            specs.push(TensorSpec::new(
+                format!("{}.in_proj_weight", names.prefix),
                 &[3 * d_model, d_model],
                 Init::xavier(3 * d_model, d_model),
                 role,
-            ),
-            TensorSpec::new(
-                format!("{prefix}.in_proj_bias"),
+            ));
+            specs.push(TensorSpec::new(
+                format!("{}.in_proj_bias", names.prefix),
                 &[3 * d_model],
                 Init::Zeros,
                 role,
-            ),
-            TensorSpec::new(
-                format!("{prefix}.out_proj.weight"),
-                &[d_model, d_model],
-                Init::linear(d_model),
-                role,
-            ),
-            TensorSpec::new(
-                format!("{prefix}.out_proj.bias"),
-                &[d_model],
-                Init::Zeros,
-                role,
-            ),
-        ]
+            ));
+        }
+        specs.extend(square(&names.out_proj).into_iter().map(|mut spec| {
+            if spec.shape.len() == 1 {
+                spec.init = Init::Zeros;
+            }
+            spec
+        }));
+        specs
     }
 
     /// Binds to the tensors of [`SelfAttention::specs`].
     ///
     /// # Errors
     /// When `params` lacks one of them.
-    pub fn bind(params: &Params, prefix: &str, n_heads: i64) -> Result<Self> {
+    pub fn bind(params: &Params, names: &AttentionNames, n_heads: i64) -> Result<Self> {
+        let in_proj = if names.separate {
+            let [query, key, value] = names.parts();
+            InProjection::Separate([
+                Linear::bind(params, &query, true)?,
+                Linear::bind(params, &key, true)?,
+                Linear::bind(params, &value, true)?,
+            ])
+        } else {
+            InProjection::Packed {
+                weight: params.get(&format!("{}.in_proj_weight", names.prefix))?,
+                bias: params.get(&format!("{}.in_proj_bias", names.prefix))?,
+            }
+        };
         Ok(Self {
-            in_proj_weight: params.get(&format!("{prefix}.in_proj_weight"))?,
-            in_proj_bias: params.get(&format!("{prefix}.in_proj_bias"))?,
-            out_proj: Linear::bind(params, &format!("{prefix}.out_proj"), true)?,
+            in_proj,
+            out_proj: Linear::bind(params, &names.out_proj, true)?,
             n_heads,
         })
     }
 
     /// Whether a gradient is wanted for one of its tensors.
     pub(crate) fn trains(&self) -> bool {
-        self.in_proj_weight.requires_grad()
-            || self.in_proj_bias.requires_grad()
-            || self.out_proj.trains()
+        self.in_proj.trains() || self.out_proj.trains()
     }
 
     /// # Shapes
@@ -88,6 +145,7 @@ impl SelfAttention {
         let mixed =
             Tensor::f_scaled_dot_product_attention(&q, &k, &v, keep, dropout, false, None, false)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, d_model])?;
+        let mixed = adapters.attention_context(layer, mixed)?;
         self.out_proj.forward(&mixed)
     }
 
@@ -107,8 +165,9 @@ impl SelfAttention {
     fn project(&self, layer: usize, x: &Tensor, adapters: &AdapterSet) -> Result<[Tensor; 3]> {
         let (batch, seq, d_model) = x.size3()?;
         let kind = x.f_kind()?;
-        let weight = cast(&adapters.qkv_weight(layer, &self.in_proj_weight)?, kind)?;
-        let qkv = x.f_linear(&weight, Some(&cast(&self.in_proj_bias, kind)?))?;
+        let (weight, bias) = self.in_proj.packed()?;
+        let weight = cast(&adapters.qkv_weight(layer, &weight)?, kind)?;
+        let qkv = x.f_linear(&weight, Some(&cast(&bias, kind)?))?;
         let heads = adapters
             .qkv(layer, x, qkv)?
             .f_view([batch, seq, 3, self.n_heads, d_model / self.n_heads])?

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::init::Init;
 use crate::params::{Params, Role, TensorSpec};
 
-/// Epsilon of every layer norm of the backbones here.
-const LAYER_NORM_EPS: f64 = 1e-5;
+/// torch's epsilon of a layer norm.
+pub(crate) const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// `y = x W^T + b`.
 #[derive(Debug)]
@@ -99,6 +99,7 @@ pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     width: i64,
+    eps: f64,
 }
 
 impl LayerNorm {
@@ -112,12 +113,17 @@ impl LayerNorm {
     }
 
     pub(crate) fn bind(params: &Params, prefix: &str) -> Result<Self> {
+        Self::bind_with(params, prefix, LAYER_NORM_EPS)
+    }
+
+    pub(crate) fn bind_with(params: &Params, prefix: &str, eps: f64) -> Result<Self> {
         let weight = params.get(&format!("{prefix}.weight"))?;
         let width = weight.size()[0];
         Ok(Self {
             weight,
             bias: params.get(&format!("{prefix}.bias"))?,
             width,
+            eps,
         })
     }
 
@@ -142,7 +148,7 @@ impl LayerNorm {
             [self.width],
             Some(&self.weight),
             Some(&self.bias),
-            LAYER_NORM_EPS,
+            self.eps,
             true,
         )?)
     }

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, PrefixOptions, Projection, TokenOptions,
+    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
 };
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{
     Blueprint, Classifier, Heads, InputOptions, Inputs, Purpose, Scgpt, Shape,
 };
@@ -113,6 +114,7 @@ fn adapters() -> Vec<(&'static str, Vec<AdapterOptions>)> {
         layers: listed(&[1, 3]),
         mlp_ratio: 0.25,
         skip_connect: true,
+        placement: Placement::AfterNorm,
         zero_init: false,
     });
     let mlp = AdapterOptions::Mlp(MlpOptions {
@@ -197,7 +199,7 @@ fn build(
     };
     let specs = blueprint.specs().unwrap();
     let unfrozen = blueprint.unfreezes().unwrap();
-    let trains = |spec: &TensorSpec| Purpose::Identification.adapts(spec, &unfrozen);
+    let trains = |spec: &TensorSpec| blueprint.adapts(Purpose::Identification, spec, &unfrozen);
     let params = Params::build_sharded(&specs, |_| Ok(None), trains, layout, gather).unwrap();
     let model = Scgpt::bind(blueprint, &params, executor).unwrap();
     // Adapters that start at zero would hide mistakes. libtorch's generator is shared by threads.
@@ -357,7 +359,7 @@ fn idle_ranks_join_every_gather() {
         assert_eq!(gathers[0], gathers[1], "{name}");
         // What a plan takes for granted: two passes, the second of which may find block 0 there.
         let unfrozen = blueprint.unfreezes().unwrap();
-        let trains = |spec: &TensorSpec| Purpose::Identification.adapts(spec, &unfrozen);
+        let trains = |spec: &TensorSpec| blueprint.adapts(Purpose::Identification, spec, &unfrozen);
         let first = blueprint.first_in_backward(trains).unwrap() as u64;
         let expected = match first {
             0 => 7 + 6,

@@ -1,6 +1,6 @@
 //! The arithmetic of a plan: sizes in, bytes and operations out. Nothing here reads anything.
 
-use scpeft_model::backbone::scgpt::Shape;
+use scpeft_model::backbone::Shape;
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::{Precision, Role, Storage, TensorSpec};
 use serde::Serialize;
@@ -485,6 +485,7 @@ mod tests {
     #[test]
     fn lora_on_scgpt_sends_at_least_seventy_times_less_than_full_fine_tuning() {
         use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
+        use scpeft_model::backbone::Architecture;
         use scpeft_model::backbone::scgpt::{Blueprint, Classifier, Heads, InputOptions, Purpose};
         let lora = AdapterOptions::Lora(LoraOptions {
             layers: LayerSelection::FirstHalf,
@@ -508,7 +509,7 @@ mod tests {
         let specs = blueprint.specs().unwrap();
         let unfrozen = blueprint.unfreezes().unwrap();
         let trains = |spec: &TensorSpec| {
-            spec.role != Role::Buffer && Purpose::Identification.adapts(spec, &unfrozen)
+            spec.role != Role::Buffer && blueprint.adapts(Purpose::Identification, spec, &unfrozen)
         };
         let setup = Setup {
             ranks: 8,

@@ -190,7 +190,7 @@ fn step(
         ..
     } = &mut assembly;
     let mut stepper = Stepper {
-        model,
+        model: model.as_ref(),
         params,
         task: task.as_ref(),
         adam: &mut adam,

@@ -6,12 +6,11 @@ pub mod fake;
 pub mod scaling;
 
 use scpeft_config::{Config, Shard};
-use scpeft_model::backbone::scgpt::Shape;
 use serde::Serialize;
 use tch::Device;
 
 use crate::args::PlanArgs;
-use crate::assembly::{Draft, grouped};
+use crate::assembly::{Draft, FreezeRule, grouped};
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
 use crate::settings;
@@ -93,16 +92,16 @@ impl Plan {
             world_size: ranks,
         };
         let loader = draft.train_loader(config, share)?;
-        let blueprint = draft.blueprint(config);
-        let specs = blueprint.specs()?;
-        let unfrozen = blueprint.unfreezes()?;
-        let trains = |spec: &scpeft_model::TensorSpec| draft.trains(config, spec, &unfrozen);
+        let architecture = draft.architecture(config);
+        let specs = architecture.specs()?;
+        let rule = FreezeRule::new(config, architecture.as_ref(), draft.task.as_ref())?;
+        let trains = |spec: &scpeft_model::TensorSpec| rule.trains(spec);
         let tokens = longest(config, draft.feed.overlap.matched);
         let (cells, micro_batches) = micro_batches(config, ranks, tokens);
-        let Shape { d_model, .. } = blueprint.shape;
+        let shape = architecture.shape();
         let setup = Setup {
-            shape: blueprint.shape,
-            first_backward: blueprint.first_in_backward(trains)?,
+            shape,
+            first_backward: architecture.first_in_backward(&trains)?,
             precision: settings::precision(config),
             executor: settings::executor(config),
             shared_by: match config.backbone.shard {
@@ -114,7 +113,11 @@ impl Plan {
             cells,
             tokens,
             passes: micro_batches,
-            tail: tail_len(draft.task.as_ref(), blueprint.inputs.norm, d_model as usize),
+            tail: tail_len(
+                draft.task.as_ref(),
+                architecture.norm(),
+                shape.d_model as usize,
+            ),
             averaged: config.train.ema_decay > 0.0,
             keeps_probabilities: settings::dropout(config, Device::Cpu).attention > 0.0,
             loader_cells: (
@@ -122,7 +125,7 @@ impl Plan {
                 draft.feed.cells_of_windows(config.data.shuffle_window) as usize,
             ),
             ranks,
-            mapped: draft.backbone.directory.is_some()
+            mapped: draft.backbone.weights.is_some()
                 && settings::precision(config) == scpeft_model::Precision::F32,
         };
         let memory = estimate::memory(&specs, trains, &setup);

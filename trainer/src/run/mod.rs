@@ -289,7 +289,7 @@ impl Training {
             ..
         } = &mut self.assembly;
         let mut stepper = Stepper {
-            model,
+            model: model.as_ref(),
             params,
             task: task.as_ref(),
             adam: &mut self.adam,
@@ -331,7 +331,7 @@ impl Training {
             ..
         } = &self.assembly;
         let search = Search {
-            model,
+            model: model.as_ref(),
             task: task.as_ref(),
             staging,
             corpus: &feed.corpus,
@@ -371,6 +371,7 @@ impl Training {
             ..
         } = &self.assembly;
         let valid = &loaders.valid;
+        let model = model.as_ref();
         let run = || evaluate(world, model, task.as_ref(), valid, staging, &self.watch);
         let averaged = self.config.train.ema_evaluate;
         let evaluation = match self.ema.as_ref().filter(|e| averaged && e.is_known()) {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use scpeft_collective::Collective;
 use scpeft_collective::nccl::{DeviceSlice, Element};
 use scpeft_data::{MicroBatch, StepBatches};
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 use scpeft_model::exec::{Dropout, Pass};
 use scpeft_model::norm::Observed;
 use scpeft_model::{Params, device};
@@ -97,7 +97,7 @@ pub struct StepReport {
 #[derive(Debug)]
 pub struct Stepper<'a> {
     /// The bound model.
-    pub model: &'a Scgpt,
+    pub model: &'a dyn Model,
     /// Its tensors.
     pub params: &'a mut Params,
     /// What it is trained for.

@@ -1,7 +1,7 @@
 //! What rides behind the gradients in their all-reduce, and how it is laid out.
 
 use scpeft_model::Params;
-use scpeft_model::backbone::scgpt::Scgpt;
+use scpeft_model::backbone::Model;
 use scpeft_model::norm::NormStyle;
 use tch::{Device, Tensor};
 
@@ -31,7 +31,7 @@ pub(super) struct NormSums {
 
 impl NormSums {
     /// Zero sums for the norm of `model`.
-    pub(super) fn new(model: &Scgpt, params: &Params) -> Self {
+    pub(super) fn new(model: &dyn Model, params: &Params) -> Self {
         let Some(norm) = model.norm() else {
             return Self::default();
         };
@@ -112,7 +112,7 @@ impl Tail {
     }
 
     /// Moves running statistics by what all ranks saw.
-    pub(super) fn update_norms(&self, model: &Scgpt, device: Device) -> Result<()> {
+    pub(super) fn update_norms(&self, model: &dyn Model, device: Device) -> Result<()> {
         let Some(norm) = model.norm() else {
             return Ok(());
         };

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use scpeft_data::MicroBatch;
-use scpeft_model::backbone::scgpt::Inputs;
+use scpeft_model::backbone::Inputs;
 use tch::{Device, Tensor};
 
 use crate::failure::{Failure, Result};

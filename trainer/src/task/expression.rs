@@ -5,7 +5,7 @@
 
 use scpeft_config::Select;
 use scpeft_data::MicroBatch;
-use scpeft_model::backbone::scgpt::{BatchLabels, Heads, Mvc, Purpose, Scgpt};
+use scpeft_model::backbone::{BatchLabels, Heads, Model, Mvc, Purpose};
 use scpeft_model::exec::Pass;
 use scpeft_model::head::Expression;
 use scpeft_model::loss::{
@@ -161,7 +161,7 @@ impl Task for ExpressionTask {
         Ok(self.parts.iter().map(count).collect())
     }
 
-    fn losses(&self, model: &Scgpt, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums> {
+    fn losses(&self, model: &dyn Model, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums> {
         let inputs = &batch.inputs;
         let encoded = model.encode(inputs, pass)?;
         let mask = inputs
@@ -169,10 +169,10 @@ impl Task for ExpressionTask {
             .f_eq(f64::from(self.options.mask_value))?
             .f_to_kind(Kind::Float)?;
         let targets = batch.targets()?;
-        let from_tokens = model.heads.expression(&encoded, inputs)?;
+        let from_tokens = model.expression(&encoded, inputs)?;
         let mut sums = expression_sums(&from_tokens, &targets, &mask)?;
         if self.options.mvc.is_some() {
-            let from_cell = model.heads.mvc(&encoded, inputs)?;
+            let from_cell = model.mvc(&encoded, inputs)?;
             sums.extend(expression_sums(&from_cell, &targets, &mask)?);
         }
         if let Some(ecs) = self.options.ecs {
@@ -184,7 +184,7 @@ impl Task for ExpressionTask {
             let labels = inputs.batch_labels.as_ref().ok_or_else(|| {
                 Failure::data("the discriminator of batches needs the batch of each cell")
             })?;
-            let logits = model.heads.discriminate(&encoded)?;
+            let logits = model.discriminate(&encoded)?;
             sums.push(cross_entropy_sum(&logits, labels, None)?);
         }
         Ok(LossSums { sums, encoded })
@@ -194,7 +194,7 @@ impl Task for ExpressionTask {
         2 * self.parts.len()
     }
 
-    fn evaluate(&self, model: &Scgpt, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()> {
+    fn evaluate(&self, model: &dyn Model, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()> {
         let found = self.losses(model, batch, Pass::EVALUATION)?.sums;
         let (totals, counts) = sums.split_at_mut(self.parts.len());
         for (total, sum) in totals.iter_mut().zip(&found) {

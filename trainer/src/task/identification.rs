@@ -2,7 +2,7 @@
 
 use scpeft_config::{ClassWeights, Select};
 use scpeft_data::MicroBatch;
-use scpeft_model::backbone::scgpt::{Classifier, Encoded, Heads, Purpose, Scgpt};
+use scpeft_model::backbone::{Classifier, Encoded, Heads, Model, Purpose};
 use scpeft_model::exec::Pass;
 use scpeft_model::loss::cross_entropy_sum;
 use tch::{Kind, Tensor};
@@ -118,12 +118,12 @@ impl Identification {
     /// Only if libtorch fails.
     pub fn logits(
         &self,
-        model: &Scgpt,
+        model: &dyn Model,
         batch: &DeviceBatch<'_>,
         pass: Pass,
     ) -> Result<(Tensor, Encoded)> {
         let encoded = model.encode(&batch.inputs, pass)?;
-        Ok((model.heads.classify(&encoded)?, encoded))
+        Ok((model.classify(&encoded, pass)?, encoded))
     }
 
     fn targets(&self, micro: &MicroBatch) -> Result<Vec<i64>> {
@@ -213,7 +213,7 @@ impl Task for Identification {
         Ok(vec![self.weight_sum(&self.targets(micro)?)])
     }
 
-    fn losses(&self, model: &Scgpt, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums> {
+    fn losses(&self, model: &dyn Model, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums> {
         let (logits, encoded) = self.logits(model, batch, pass)?;
         let sum = self.loss_sum(&logits, &self.targets(batch.host)?)?;
         Ok(LossSums {
@@ -226,7 +226,7 @@ impl Task for Identification {
         self.classes.len() * self.classes.len() + 2
     }
 
-    fn evaluate(&self, model: &Scgpt, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()> {
+    fn evaluate(&self, model: &dyn Model, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()> {
         let (logits, _) = self.logits(model, batch, Pass::EVALUATION)?;
         let targets = self.targets(batch.host)?;
         sums[0] += scalar(&self.loss_sum(&logits, &targets)?)?;

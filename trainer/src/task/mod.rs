@@ -13,7 +13,7 @@ pub use identification::{Identification, IdentificationOptions, class_weights};
 
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::MicroBatch;
-use scpeft_model::backbone::scgpt::{Encoded, Heads, Purpose, Scgpt};
+use scpeft_model::backbone::{Encoded, Heads, Model, Purpose};
 use scpeft_model::exec::Pass;
 use tch::{Kind, Tensor};
 
@@ -96,7 +96,7 @@ pub trait Task: std::fmt::Debug {
     ///
     /// # Errors
     /// When libtorch fails or a cell lacks what the task needs.
-    fn losses(&self, model: &Scgpt, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums>;
+    fn losses(&self, model: &dyn Model, batch: &DeviceBatch<'_>, pass: Pass) -> Result<LossSums>;
 
     /// Length of the sums that [`Task::evaluate`] adds to.
     fn evaluation_len(&self) -> usize;
@@ -105,7 +105,7 @@ pub trait Task: std::fmt::Debug {
     ///
     /// # Errors
     /// When libtorch fails or a cell lacks what the task needs.
-    fn evaluate(&self, model: &Scgpt, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()>;
+    fn evaluate(&self, model: &dyn Model, batch: &DeviceBatch<'_>, sums: &mut [f64]) -> Result<()>;
 
     /// Metrics from the sums over all ranks.
     ///

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::names::Part;
 use super::{Assumptions, Survey};
 use crate::error::{Error, Result};
-use crate::peft::{AdapterSettings, Target, settings};
+use crate::peft::{AdapterSettings, Placement, Target, settings};
 
 /// Where an adapter sits; the value encoder comes last.
 type Place = (Part, Option<usize>);
@@ -79,6 +79,7 @@ fn settings_of(
             layers,
             mlp_ratio: ratio(shapes, d)?,
             skip_connect,
+            placement: Placement::AfterNorm,
         },
         Part::Token => AdapterSettings::Token {
             mlp_ratio: ratio(shapes, d)?,
@@ -182,5 +183,6 @@ fn lora(
         lora_alpha: assumed.lora_alpha,
         targets,
         train_qkv_bias: false,
+        separate: false,
     })
 }

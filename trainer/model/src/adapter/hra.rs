@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Adapter, BlockShape, LayerSelection, qkv_prefix};
+use super::{Adapter, BlockShape, LayerSelection, Names};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Init, Result};
 
@@ -21,6 +21,7 @@ pub struct HraOptions {
 
 #[derive(Debug)]
 pub(super) struct Hra {
+    names: Names,
     layers: Vec<usize>,
     r: i64,
     bound: BTreeMap<usize, Tensor>,
@@ -38,15 +39,16 @@ impl Hra {
             });
         }
         Ok(Self {
+            names: shape.names,
             layers: options.layers.resolve(shape.n_layers)?,
             r: options.r,
             bound: BTreeMap::new(),
         })
     }
-}
 
-fn name(layer: usize) -> String {
-    format!("{}.hra_u", qkv_prefix(layer))
+    fn name(&self, layer: usize) -> String {
+        format!("{}.hra_u", self.names.qkv(layer))
+    }
 }
 
 impl Adapter for Hra {
@@ -56,7 +58,12 @@ impl Adapter for Hra {
             bound: 1.0 / (shape.d_model as f64).sqrt(),
         };
         let spec = |&layer: &usize| {
-            TensorSpec::new(name(layer), &[shape.d_model, self.r], init, Role::Adapter)
+            TensorSpec::new(
+                self.name(layer),
+                &[shape.d_model, self.r],
+                init,
+                Role::Adapter,
+            )
         };
         self.layers.iter().map(spec).collect()
     }
@@ -67,7 +74,7 @@ impl Adapter for Hra {
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            self.bound.insert(layer, params.get(&name(layer))?);
+            self.bound.insert(layer, params.get(&self.name(layer))?);
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
-//! LoRA (Hu et al. 2021, equation 3) on the packed qkv projection, in loralib's `MergedLinear`
-//! layout: enabled parts share one `lora_A [r*n, D]` and one `lora_B [n*D, r]`; part j's update is
-//! `lora_B[jD:(j+1)D] @ lora_A[jr:(j+1)r]`, scaled by `lora_alpha / r`.
+//! LoRA (Hu et al. 2021, equation 3) on the projection to query, key and value. Where they have one
+//! weight together it is in loralib's `MergedLinear` layout: enabled parts share one
+//! `lora_A [r*n, D]` and one `lora_B [n*D, r]`; part j's update is
+//! `lora_B[jD:(j+1)D] @ lora_A[jr:(j+1)r]`, scaled by `lora_alpha / r`. Where each has its own
+//! weight, each enabled part has its own `lora_A [r, D]` and `lora_B [D, r]`, as PEFT has them;
+//! stacked, these are the same.
 
 use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Adapter, BlockShape, LayerSelection, qkv_prefix};
+use super::{Adapter, BlockShape, LayerSelection, Names};
 use crate::init::Init;
 use crate::ops::cast;
 use crate::params::{Params, Role, TensorSpec};
@@ -24,7 +27,16 @@ pub enum Projection {
 }
 
 impl Projection {
-    const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+    pub(crate) const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+
+    /// The module of the part, where it has one of its own.
+    pub(crate) fn module(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+        }
+    }
 }
 
 /// Settings of the LoRA adapter.
@@ -45,12 +57,14 @@ pub struct LoraOptions {
 
 #[derive(Debug)]
 pub(super) struct Lora {
+    names: Names,
     layers: Vec<usize>,
     r: i64,
     scale: f64,
     targets: Vec<Projection>,
     train_qkv_bias: bool,
-    bound: BTreeMap<usize, (Tensor, Tensor)>,
+    /// `lora_A` and `lora_B` of a block: one pair, or one of each target.
+    bound: BTreeMap<usize, Vec<(Tensor, Tensor)>>,
 }
 
 impl Lora {
@@ -74,6 +88,7 @@ impl Lora {
             });
         }
         Ok(Self {
+            names: shape.names,
             layers: options.layers.resolve(shape.n_layers)?,
             r: options.r,
             scale: options.lora_alpha / options.r as f64,
@@ -81,6 +96,26 @@ impl Lora {
             train_qkv_bias: options.train_qkv_bias,
             bound: BTreeMap::new(),
         })
+    }
+
+    /// Prefixes of the pairs of block `layer`.
+    fn modules(&self, layer: usize) -> Vec<String> {
+        if !self.names.separate {
+            return vec![self.names.qkv(layer)];
+        }
+        let targets = self.targets.iter();
+        targets
+            .map(|part| self.names.in_attention(layer, part.module()))
+            .collect()
+    }
+
+    /// The pairs of a block stacked: `lora_A [r*n, D]` and `lora_B [n*D, r]`.
+    fn factors(pairs: &[(Tensor, Tensor)]) -> Result<(Tensor, Tensor)> {
+        if let [(a, b)] = pairs {
+            return Ok((a.shallow_clone(), b.shallow_clone()));
+        }
+        let (a, b): (Vec<&Tensor>, Vec<&Tensor>) = pairs.iter().map(|(a, b)| (a, b)).unzip();
+        Ok((Tensor::f_cat(&a, 0)?, Tensor::f_cat(&b, 0)?))
     }
 
     /// `lora_B` as the matrix `[3D, r*n]` of the whole packed projection: block j of the enabled
@@ -107,26 +142,22 @@ impl Lora {
 
 impl Adapter for Lora {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
-        let n = self.targets.len() as i64;
         let d = shape.d_model;
-        self.layers
-            .iter()
-            .flat_map(|&layer| {
-                let prefix = qkv_prefix(layer);
+        let modules = self.layers.iter().flat_map(|&layer| self.modules(layer));
+        // Parts that a pair updates.
+        let n = if self.names.separate {
+            1
+        } else {
+            self.targets.len() as i64
+        };
+        modules
+            .flat_map(|module| {
+                let name = |factor: &str| format!("{module}.{factor}");
+                let role = Role::Adapter;
                 [
                     // loralib draws A as a Kaiming-uniform (a = sqrt 5) matrix: bound 1/sqrt(D).
-                    TensorSpec::new(
-                        format!("{prefix}.lora_A"),
-                        &[self.r * n, d],
-                        Init::linear(d),
-                        Role::Adapter,
-                    ),
-                    TensorSpec::new(
-                        format!("{prefix}.lora_B"),
-                        &[n * d, self.r],
-                        Init::Zeros,
-                        Role::Adapter,
-                    ),
+                    TensorSpec::new(name("lora_A"), &[self.r * n, d], Init::linear(d), role),
+                    TensorSpec::new(name("lora_B"), &[n * d, self.r], Init::Zeros, role),
                 ]
             })
             .collect()
@@ -136,10 +167,17 @@ impl Adapter for Lora {
         if !self.train_qkv_bias {
             return Vec::new();
         }
-        self.layers
-            .iter()
-            .map(|layer| format!("transformer_encoder.layers.{layer}.self_attn.in_proj_bias"))
-            .collect()
+        let biases = |&layer: &usize| {
+            if !self.names.separate {
+                return vec![self.names.in_attention(layer, "in_proj_bias")];
+            }
+            let bias = |part: Projection| {
+                let name = format!("{}.bias", part.module());
+                self.names.in_attention(layer, &name)
+            };
+            Projection::ALL.map(bias).to_vec()
+        };
+        self.layers.iter().flat_map(biases).collect()
     }
 
     fn layers(&self) -> &[usize] {
@@ -148,24 +186,28 @@ impl Adapter for Lora {
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            let prefix = qkv_prefix(layer);
-            let pair = (
-                params.get(&format!("{prefix}.lora_A"))?,
-                params.get(&format!("{prefix}.lora_B"))?,
-            );
-            self.bound.insert(layer, pair);
+            let pair = |module: &String| {
+                Ok((
+                    params.get(&format!("{module}.lora_A"))?,
+                    params.get(&format!("{module}.lora_B"))?,
+                ))
+            };
+            let modules = self.modules(layer);
+            let pairs = modules.iter().map(pair).collect::<Result<_>>()?;
+            self.bound.insert(layer, pairs);
         }
         Ok(())
     }
 
     fn qkv(&self, layer: usize, x: &Tensor, qkv: Tensor) -> Result<Tensor> {
-        let Some((lora_a, lora_b)) = self.bound.get(&layer) else {
+        let Some(pairs) = self.bound.get(&layer) else {
             return Ok(qkv);
         };
+        let (lora_a, lora_b) = Self::factors(pairs)?;
         let (shape, kind) = (qkv.size(), x.f_kind()?);
-        let down = x.f_linear(&cast(lora_a, kind)?, None::<&Tensor>)?; // [B, S, r*n]
+        let down = x.f_linear(&cast(&lora_a, kind)?, None::<&Tensor>)?; // [B, S, r*n]
         let down = down.f_reshape([-1, self.r * self.targets.len() as i64])?;
-        let up = cast(&self.spread(lora_b)?, kind)?; // [3D, r*n]
+        let up = cast(&self.spread(&lora_b)?, kind)?; // [3D, r*n]
         let rows = qkv.f_reshape([-1, shape[2]])?;
         // rows + scale * down @ up^T: the multiply-add writes the scaled sum in one pass.
         let down = down.f_mul_scalar(self.scale)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use super::bottleneck::Bottleneck;
-use super::{Adapter, BlockShape, LayerSelection};
+use super::{Adapter, BlockShape, LayerSelection, Names};
 use crate::Result;
 use crate::params::{Params, TensorSpec};
 
@@ -25,6 +25,7 @@ pub struct MlpOptions {
 
 #[derive(Debug)]
 pub(super) struct Mlp {
+    names: Names,
     layers: Vec<usize>,
     width: i64,
     scale: f64,
@@ -35,6 +36,7 @@ pub(super) struct Mlp {
 impl Mlp {
     pub(super) fn new(options: &MlpOptions, shape: BlockShape) -> Result<Self> {
         Ok(Self {
+            names: shape.names,
             layers: options.layers.resolve(shape.n_layers)?,
             width: Bottleneck::width(shape.d_model, options.mlp_ratio)?,
             scale: options.scale,
@@ -42,16 +44,17 @@ impl Mlp {
             bound: BTreeMap::new(),
         })
     }
-}
 
-fn prefix(layer: usize) -> String {
-    format!("transformer_encoder.layers.{layer}.mlp_adapter")
+    fn prefix(&self, layer: usize) -> String {
+        self.names.in_block(layer, "mlp_adapter")
+    }
 }
 
 impl Adapter for Mlp {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
         let specs = |&layer: &usize| {
-            Bottleneck::specs(&prefix(layer), shape.d_model, self.width, self.zero_init)
+            let prefix = self.prefix(layer);
+            Bottleneck::specs(&prefix, shape.d_model, self.width, self.zero_init)
         };
         self.layers.iter().flat_map(specs).collect()
     }
@@ -62,7 +65,7 @@ impl Adapter for Mlp {
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            let bottleneck = Bottleneck::bind(params, &prefix(layer))?;
+            let bottleneck = Bottleneck::bind(params, &self.prefix(layer))?;
             self.bound.insert(layer, bottleneck);
         }
         Ok(())

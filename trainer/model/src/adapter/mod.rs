@@ -21,7 +21,7 @@ use crate::ops::full;
 use crate::params::{Params, TensorSpec};
 use crate::{Error, Result};
 
-pub use encoder::EncoderOptions;
+pub use encoder::{EncoderOptions, Placement};
 pub use hra::HraOptions;
 pub use lora::{LoraOptions, Projection};
 pub use mlp::MlpOptions;
@@ -36,13 +36,39 @@ pub struct BlockShape {
     pub n_layers: usize,
     /// Width D.
     pub d_model: i64,
-    /// Whether a value encoder turns expression values into embeddings, as TOKEN needs it.
-    pub continuous_values: bool,
+    /// How it names its tensors.
+    pub names: Names,
 }
 
-/// Prefix of the names of tensors that change the packed projection of block `layer`.
-fn qkv_prefix(layer: usize) -> String {
-    format!("transformer_encoder.layers.{layer}.self_attn.Wqkv")
+/// How a backbone names its tensors; those of adapters are named alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// Block i is `{blocks}.{i}`.
+    pub blocks: &'static str,
+    /// Its attention is `{blocks}.{i}.{attention}`.
+    pub attention: &'static str,
+    /// Whether query, key and value have a weight each, `{attention}.query` and so on, or one
+    /// together.
+    pub separate: bool,
+    /// The module whose output TOKEN adapts; `None` where there is none.
+    pub token: Option<&'static str>,
+}
+
+impl Names {
+    /// A part of block `layer`.
+    pub(crate) fn in_block(self, layer: usize, part: &str) -> String {
+        format!("{}.{layer}.{part}", self.blocks)
+    }
+
+    /// A part of the attention of block `layer`.
+    pub(crate) fn in_attention(self, layer: usize, part: &str) -> String {
+        self.in_block(layer, &format!("{}.{part}", self.attention))
+    }
+
+    /// Prefix of what changes the projection of block `layer` to query, key and value as a whole.
+    fn qkv(self, layer: usize) -> String {
+        self.in_attention(layer, "Wqkv")
+    }
 }
 
 /// A trainable part attached to some blocks. Every hook defaults to "not attached here".
@@ -71,7 +97,8 @@ pub trait Adapter: std::fmt::Debug + Send {
         None
     }
 
-    /// Transforms value embeddings, before their dropout.
+    /// Transforms the embeddings that the backbone's [`Names::token`] says: those of values, before
+    /// their dropout, or the whole embedding.
     ///
     /// # Shapes
     /// `v`: `[B, S, D]`; returns the same shape.
@@ -119,6 +146,17 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// Only if libtorch fails.
     fn qkv(&self, _layer: usize, _x: &Tensor, qkv: Tensor) -> Result<Tensor> {
         Ok(qkv)
+    }
+
+    /// Transforms what the heads of block `layer` found, before it is projected.
+    ///
+    /// # Shapes
+    /// `mixed`: `[B, S, D]`; returns the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn attention_context(&self, _layer: usize, mixed: Tensor) -> Result<Tensor> {
+        Ok(mixed)
     }
 
     /// Transforms the output of the first norm of block `layer`, before the feed-forward half.
@@ -202,7 +240,7 @@ pub enum AdapterOptions {
     Encoder(EncoderOptions),
     /// Bottleneck in parallel with the feed-forward half.
     Mlp(MlpOptions),
-    /// Bottleneck inside the value encoder.
+    /// Bottleneck on the embedding.
     Token(TokenOptions),
     /// Trainable hidden states after `<cls>`.
     Prefix(PrefixOptions),
@@ -266,10 +304,26 @@ impl AdapterSet {
         self.0.iter().flat_map(|a| a.specs(shape)).collect()
     }
 
-    /// Tensors of adapters that act on the embedding alone.
-    pub(crate) fn embedding_specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
+    /// The first block that takes part in a backward pass when `trains` says which tensors of the
+    /// `encoder` and of adapters train; the number of blocks when there is none.
+    pub(crate) fn first_in_backward(
+        &self,
+        encoder: &[TensorSpec],
+        shape: BlockShape,
+        trains: &dyn Fn(&TensorSpec) -> bool,
+    ) -> usize {
         let on_embedding = self.0.iter().filter(|a| a.layers().is_empty());
-        on_embedding.flat_map(|a| a.specs(shape)).collect()
+        let on_embedding: Vec<TensorSpec> = on_embedding.flat_map(|a| a.specs(shape)).collect();
+        let before = encoder.iter().filter(|s| s.block.is_none());
+        if before.chain(&on_embedding).any(trains) {
+            return 0;
+        }
+        let trained: Vec<usize> = (encoder.iter().filter(|s| trains(s)))
+            .filter_map(|s| s.block)
+            .collect();
+        let mut layers = 0..shape.n_layers;
+        let first = layers.find(|layer| self.attached(*layer) || trained.contains(layer));
+        first.unwrap_or(shape.n_layers)
     }
 
     /// Backbone tensors that train along.
@@ -326,6 +380,12 @@ impl AdapterSet {
 
     pub(crate) fn qkv(&self, layer: usize, x: &Tensor, qkv: Tensor) -> Result<Tensor> {
         self.0.iter().try_fold(qkv, |qkv, a| a.qkv(layer, x, qkv))
+    }
+
+    pub(crate) fn attention_context(&self, layer: usize, mixed: Tensor) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(mixed, |mixed, a| a.attention_context(layer, mixed))
     }
 
     pub(crate) fn after_attention_norm(&self, layer: usize, h: Tensor) -> Result<Tensor> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Adapter, BlockShape, LayerSelection, qkv_prefix};
+use super::{Adapter, BlockShape, LayerSelection, Names};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Init, Result};
 
@@ -25,6 +25,7 @@ pub struct OftOptions {
 
 #[derive(Debug)]
 pub(super) struct Oft {
+    names: Names,
     layers: Vec<usize>,
     bound: BTreeMap<usize, Tensor>,
 }
@@ -41,14 +42,15 @@ impl Oft {
             });
         }
         Ok(Self {
+            names: shape.names,
             layers: options.layers.resolve(shape.n_layers)?,
             bound: BTreeMap::new(),
         })
     }
-}
 
-fn name(layer: usize) -> String {
-    format!("{}.R", qkv_prefix(layer))
+    fn name(&self, layer: usize) -> String {
+        format!("{}.R", self.names.qkv(layer))
+    }
 }
 
 /// The rotations `[4, D/4, D/4]` of `R`.
@@ -65,7 +67,7 @@ impl Adapter for Oft {
         let side = shape.d_model / BLOCKS;
         let spec = |&layer: &usize| {
             let shape = [BLOCKS, side, side];
-            TensorSpec::new(name(layer), &shape, Init::Zeros, Role::Adapter)
+            TensorSpec::new(self.name(layer), &shape, Init::Zeros, Role::Adapter)
         };
         self.layers.iter().map(spec).collect()
     }
@@ -76,7 +78,7 @@ impl Adapter for Oft {
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            self.bound.insert(layer, params.get(&name(layer))?);
+            self.bound.insert(layer, params.get(&self.name(layer))?);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::{Adapter, BlockShape, LayerSelection};
+use super::{Adapter, BlockShape, LayerSelection, Names};
 use crate::ops::cast;
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Init, Result};
@@ -22,6 +22,7 @@ pub struct PrefixOptions {
 
 #[derive(Debug)]
 pub(super) struct Prefix {
+    names: Names,
     layers: Vec<usize>,
     token_nums: i64,
     bound: BTreeMap<usize, Tensor>,
@@ -36,22 +37,23 @@ impl Prefix {
             });
         }
         Ok(Self {
+            names: shape.names,
             layers: options.layers.resolve(shape.n_layers)?,
             token_nums: options.token_nums,
             bound: BTreeMap::new(),
         })
     }
-}
 
-fn name(layer: usize) -> String {
-    format!("transformer_encoder.layers.{layer}.adapter_embeddings")
+    fn name(&self, layer: usize) -> String {
+        self.names.in_block(layer, "adapter_embeddings")
+    }
 }
 
 impl Adapter for Prefix {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
         let spec = |&layer: &usize| {
             let shape = [1, self.token_nums, shape.d_model];
-            TensorSpec::new(name(layer), &shape, Init::Zeros, Role::Adapter)
+            TensorSpec::new(self.name(layer), &shape, Init::Zeros, Role::Adapter)
         };
         self.layers.iter().map(spec).collect()
     }
@@ -66,7 +68,7 @@ impl Adapter for Prefix {
 
     fn bind(&mut self, params: &Params) -> Result<()> {
         for &layer in &self.layers {
-            self.bound.insert(layer, params.get(&name(layer))?);
+            self.bound.insert(layer, params.get(&self.name(layer))?);
         }
         Ok(())
     }

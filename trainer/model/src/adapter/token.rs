@@ -1,5 +1,6 @@
-//! TOKEN (scPEFT's gene token prompt): one bottleneck with skip inside the continuous value
-//! encoder, after its norm and before its dropout. Despite the name it acts on value embeddings.
+//! TOKEN (scPEFT's gene token prompt): one bottleneck with skip on the embedding. In scGPT it sits
+//! inside the continuous value encoder, after its norm and before its dropout, and so acts on the
+//! embeddings of values; in Geneformer after the embedding, the sum of gene and position.
 
 use tch::Tensor;
 
@@ -7,8 +8,6 @@ use super::bottleneck::Bottleneck;
 use super::{Adapter, BlockShape};
 use crate::params::{Params, TensorSpec};
 use crate::{Error, Result};
-
-const PREFIX: &str = "value_encoder.adapter";
 
 /// Settings of the TOKEN adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +21,7 @@ pub struct TokenOptions {
 
 #[derive(Debug)]
 pub(super) struct Token {
+    prefix: String,
     width: i64,
     zero_init: bool,
     bound: Option<Bottleneck>,
@@ -29,15 +29,16 @@ pub(super) struct Token {
 
 impl Token {
     pub(super) fn new(options: &TokenOptions, shape: BlockShape) -> Result<Self> {
-        if !shape.continuous_values {
+        let Some(module) = shape.names.token else {
             return Err(Error::Setting {
                 setting: "adapter.kind",
                 problem: "`token` sits inside the continuous value encoder, which this backbone \
                           does not have (its values are categories or scale the gene embedding)"
                     .into(),
             });
-        }
+        };
         Ok(Self {
+            prefix: format!("{module}.adapter"),
             width: Bottleneck::width(shape.d_model, options.mlp_ratio)?,
             zero_init: options.zero_init,
             bound: None,
@@ -47,11 +48,11 @@ impl Token {
 
 impl Adapter for Token {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
-        Bottleneck::specs(PREFIX, shape.d_model, self.width, self.zero_init)
+        Bottleneck::specs(&self.prefix, shape.d_model, self.width, self.zero_init)
     }
 
     fn bind(&mut self, params: &Params) -> Result<()> {
-        self.bound = Some(Bottleneck::bind(params, PREFIX)?);
+        self.bound = Some(Bottleneck::bind(params, &self.prefix)?);
         Ok(())
     }
 

@@ -11,7 +11,8 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use crate::{Result, device, dropout};
+use crate::params::Params;
+use crate::{Error, Result, device, dropout};
 
 pub use plain::Plain;
 pub use recompute::{Recompute, Tape};
@@ -144,10 +145,20 @@ impl Pass {
 
     /// `x`, a part of the embedding, after residual dropout.
     pub(crate) fn drop_embedding(self, x: Tensor) -> Result<Tensor> {
+        self.drop_at(x, 0)
+    }
+
+    /// `x`, the input of a head, after residual dropout.
+    pub(crate) fn drop_head(self, x: Tensor) -> Result<Tensor> {
+        // Blocks have the places in between.
+        self.drop_at(x, u64::MAX)
+    }
+
+    fn drop_at(self, x: Tensor, place: u64) -> Result<Tensor> {
         match self.dropout.residual {
             0.0 => Ok(x),
             rate => {
-                let seed = device::mix(self.seed, 0);
+                let seed = device::mix(self.seed, place);
                 device::seed_dropout(seed);
                 dropout::apply(&x, rate, seed)
             }
@@ -227,6 +238,23 @@ fn need_downwards(stack: &dyn Stack, layer: usize, first: usize) -> Result<()> {
     stack.need(layer, (layer > first).then(|| layer - 1))
 }
 
+/// Runs the blocks in order on `hidden` `[B, S, D]`; `visit` sees the input of each.
+///
+/// # Errors
+/// Only if libtorch fails, or a block cannot be put together.
+pub(crate) fn run_in_order(
+    stack: &dyn Stack,
+    hidden: Tensor,
+    context: &BlockContext,
+    mut visit: impl FnMut(usize, &Tensor),
+) -> Result<Tensor> {
+    (0..stack.n_blocks()).try_fold(hidden, |hidden, layer| {
+        need_upwards(stack, layer)?;
+        visit(layer, &hidden);
+        stack.block(layer, &hidden, context)
+    })
+}
+
 /// Runs a stack of blocks.
 pub trait Executor: std::fmt::Debug {
     /// Runs the blocks in order on `hidden` `[B, S, D]`.
@@ -247,6 +275,20 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
+    /// Refuses an executor that keeps what it needs of sharded blocks.
+    ///
+    /// # Errors
+    /// When `params` is sharded and blocks are not recomputed.
+    pub(crate) fn require_recompute(self, params: &Params) -> Result<()> {
+        if params.store().is_some() && self != Self::Recompute {
+            return Err(Error::Setting {
+                setting: "backbone.shard",
+                problem: "sharded blocks must be recomputed in the backward pass".into(),
+            });
+        }
+        Ok(())
+    }
+
     /// The executor.
     pub fn build(self) -> Box<dyn Executor> {
         match self {

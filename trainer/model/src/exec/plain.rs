@@ -2,7 +2,7 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::{BlockContext, Executor, Run, Stack, need_upwards};
+use super::{BlockContext, Executor, Run, Stack, run_in_order};
 use crate::Result;
 
 /// Plain autograd. Blocks below the first trainable tensor have inputs and weights without
@@ -12,10 +12,7 @@ pub struct Plain;
 
 impl Executor for Plain {
     fn run(&self, stack: &Rc<dyn Stack>, hidden: Tensor, context: BlockContext) -> Result<Run> {
-        let hidden = (0..stack.n_blocks()).try_fold(hidden, |hidden, layer| {
-            need_upwards(stack.as_ref(), layer)?;
-            stack.block(layer, &hidden, &context)
-        })?;
+        let hidden = run_in_order(stack.as_ref(), hidden, &context, |_, _| {})?;
         Ok(Run { hidden, tape: None })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use scpeft_model::backbone::Architecture;
 use scpeft_model::backbone::scgpt::{Blueprint, Purpose, Scgpt};
 use scpeft_model::exec::{ExecutorKind, Pass};
 use scpeft_model::shard::{Gather, Usage};
@@ -58,7 +59,7 @@ fn build(
     };
     let specs = blueprint.specs().unwrap();
     let unfrozen = blueprint.unfreezes().unwrap();
-    let trains = |spec: &TensorSpec| Purpose::Identification.adapts(spec, &unfrozen);
+    let trains = |spec: &TensorSpec| blueprint.adapts(Purpose::Identification, spec, &unfrozen);
     let weights = |spec: &TensorSpec| Ok(Some(weights(spec)));
     let params = Params::build_sharded(&specs, weights, trains, layout, gather).unwrap();
     let model = Scgpt::bind(blueprint, &params, ExecutorKind::Recompute).unwrap();

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::{Encoded, Inputs};
+use crate::backbone::absent;
 use crate::head::{
     AffineDecoder, AffineOptions, BatchDiscriminator, BatchEncoder, ClassificationHead, Expression,
     ExpressionDecoder, MvcDecoder, MvcOptions, MvcStyle,
@@ -207,8 +208,4 @@ impl HeadSet {
         })?;
         encoder.forward(labels).map(Some)
     }
-}
-
-fn absent(head: &str) -> Error {
-    Error::Internal(format!("the model was built without its {head} head"))
 }

@@ -4,39 +4,46 @@
 //! The generator of perturbed expression is the same encoder with perturbation flags added to the
 //! embedding and an affine decoder: see [`Heads::affine`].
 
-mod block;
 mod freeze;
 mod heads;
 mod model;
 mod values;
 
-use crate::adapter::{AdapterOptions, AdapterSet, BlockShape};
+use crate::adapter::{AdapterOptions, AdapterSet, BlockShape, Names};
+use crate::backbone::post_norm::{Activation, BlockStyle, Blocks, Parts};
+use crate::backbone::{Architecture, Model};
+use crate::exec::ExecutorKind;
 use crate::norm::{EmbeddingNorm, NormStyle};
-use crate::ops::LayerNorm;
-use crate::params::{Role, TensorSpec};
-use crate::{Error, Init, Result};
+use crate::ops::{LAYER_NORM_EPS, LayerNorm};
+use crate::params::{Params, Role, TensorSpec};
+use crate::{Init, Result};
 
-pub use freeze::Purpose;
+pub use super::{Encoded, Inputs, Purpose, Shape};
 pub use heads::{BatchLabels, Classifier, HeadSet, Heads, Mvc};
-pub use model::{Encoded, Inputs, Scgpt};
+pub use model::Scgpt;
 pub use values::{ValueEncoder, ValueStyle};
 
-/// Dimensions of the encoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Vocabulary size V, special tokens included.
-    pub vocab: i64,
-    /// Width D (`embsize`).
-    pub d_model: i64,
-    /// Attention heads H (`nheads`).
-    pub n_heads: i64,
-    /// Width of the feed-forward half (`d_hid`).
-    pub d_hid: i64,
-    /// Blocks L (`nlayers`).
-    pub n_layers: usize,
-    /// Id of `<pad>`: its embedding row never trains.
-    pub pad_id: i64,
-}
+/// Names in the published checkpoints.
+pub const NAMES: Names = Names {
+    blocks: "transformer_encoder.layers",
+    attention: "self_attn",
+    separate: false,
+    token: Some("value_encoder"),
+};
+
+const BLOCKS: BlockStyle = BlockStyle {
+    names: NAMES,
+    parts: Parts {
+        out_proj: "self_attn.out_proj",
+        linear1: "linear1",
+        linear2: "linear2",
+        norm1: "norm1",
+        norm2: "norm2",
+    },
+    norm_eps: LAYER_NORM_EPS,
+    activation: Activation::Relu,
+    activation_dropout: true,
+};
 
 /// The cell embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,41 +100,19 @@ impl Blueprint {
     /// # Errors
     /// Naming the setting that does not fit.
     pub fn validate(&self) -> Result<()> {
-        let Shape {
-            d_model,
-            n_heads,
-            n_layers,
-            pad_id,
-            vocab,
-            ..
-        } = self.shape;
-        let (setting, problem) = if n_heads < 1 || d_model % n_heads != 0 {
-            (
-                "backbone.shape.n_heads",
-                format!("{n_heads} heads do not divide d_model {d_model}"),
-            )
-        } else if n_layers == 0 {
-            (
-                "backbone.shape.n_layers",
-                "must be at least 1, got 0".into(),
-            )
-        } else if !(0..vocab).contains(&pad_id) {
-            (
-                "backbone.vocab",
-                format!("the id of `<pad>` is {pad_id}, the vocabulary has {vocab} tokens"),
-            )
-        } else {
-            self.block_adapters()?;
-            return self.heads.validate();
-        };
-        Err(Error::Setting { setting, problem })
+        self.shape.validate()?;
+        self.block_adapters()?;
+        self.heads.validate()
     }
 
     fn block_shape(&self) -> BlockShape {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
-            continuous_values: self.inputs.values == ValueStyle::Continuous,
+            names: Names {
+                token: (self.inputs.values == ValueStyle::Continuous).then_some("value_encoder"),
+                ..NAMES
+            },
         }
     }
 
@@ -162,7 +147,7 @@ impl Blueprint {
             specs.push(model::perturbation_spec(d_model, pad));
         }
         specs.extend(EmbeddingNorm::specs(self.inputs.norm, d_model));
-        specs.extend(block::Blocks::specs(self.shape));
+        specs.extend(Blocks::specs(self.shape, BLOCKS));
         specs
     }
 
@@ -173,18 +158,7 @@ impl Blueprint {
     /// Settings that do not fit together.
     pub fn first_in_backward(&self, trains: impl Fn(&TensorSpec) -> bool) -> Result<usize> {
         let adapters = self.block_adapters()?;
-        let on_embedding = adapters.embedding_specs(self.block_shape());
-        let encoder = self.encoder_specs();
-        let before = encoder.iter().filter(|s| s.block.is_none());
-        if before.chain(&on_embedding).any(&trains) {
-            return Ok(0);
-        }
-        let trained: Vec<usize> = (encoder.iter().filter(|s| trains(s)))
-            .filter_map(|s| s.block)
-            .collect();
-        let mut layers = 0..self.shape.n_layers;
-        let first = layers.find(|layer| adapters.attached(*layer) || trained.contains(layer));
-        Ok(first.unwrap_or(self.shape.n_layers))
+        Ok(adapters.first_in_backward(&self.encoder_specs(), self.block_shape(), &trains))
     }
 
     /// Names of the backbone tensors that the adapters train along.
@@ -193,5 +167,36 @@ impl Blueprint {
     /// Settings that do not fit together.
     pub fn unfreezes(&self) -> Result<Vec<String>> {
         Ok(self.block_adapters()?.unfreezes())
+    }
+}
+
+impl Architecture for Blueprint {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn specs(&self) -> Result<Vec<TensorSpec>> {
+        Self::specs(self)
+    }
+
+    fn unfreezes(&self) -> Result<Vec<String>> {
+        Self::unfreezes(self)
+    }
+
+    fn trains_beside(&self, purpose: Purpose, name: &str) -> bool {
+        let trained = freeze::trained(purpose);
+        trained.iter().any(|start| name.starts_with(start))
+    }
+
+    fn first_in_backward(&self, trains: &dyn Fn(&TensorSpec) -> bool) -> Result<usize> {
+        Self::first_in_backward(self, trains)
+    }
+
+    fn norm(&self) -> NormStyle {
+        self.inputs.norm
+    }
+
+    fn bind_model(&self, params: &Params, executor: ExecutorKind) -> Result<Box<dyn Model>> {
+        Ok(Box::new(Scgpt::bind(self, params, executor)?))
     }
 }

@@ -2,12 +2,14 @@ use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
-use super::block::Blocks;
 use super::values::ValueEncoder;
-use super::{Blueprint, CellStyle, HeadSet, InputOptions, Pooled, Shape};
+use super::{BLOCKS, Blueprint, CellStyle, Encoded, HeadSet, InputOptions, Inputs, Pooled, Shape};
+use crate::backbone::Model;
+use crate::backbone::post_norm::{Blocks, block_context, strip_prefix};
 use crate::exec::{
-    BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, Tape, join_backward, join_forward,
+    BlockContext, Dropout, Executor, ExecutorKind, Pass, Stack, join_backward, join_forward,
 };
+use crate::head::Expression;
 use crate::norm::{EmbeddingNorm, Observed};
 use crate::ops::{LayerNorm, cast, full};
 use crate::params::{Params, Role, TensorSpec};
@@ -25,53 +27,6 @@ pub(super) fn perturbation_spec(d_model: i64, pad: i64) -> TensorSpec {
         width: d_model as usize,
     };
     TensorSpec::new(PERTURBATION.into(), &[FLAGS, d_model], init, Role::Head).in_full_precision()
-}
-
-/// A micro-batch on the device.
-#[derive(Debug)]
-pub struct Inputs {
-    /// Gene token ids: i32 or i64 `[B, S]`.
-    pub gene_ids: Tensor,
-    /// Expression bins, mask and pad values included: f32 `[B, S]`.
-    pub values: Tensor,
-    /// True where the token is padding: bool `[B, S]`; `None` when nothing is padded.
-    pub padding: Option<Tensor>,
-    /// Batch of each cell: i64 `[B]`, for models that are told of it.
-    pub batch_labels: Option<Tensor>,
-    /// Domain of all cells, for the domain-specific batch norm.
-    pub domain: Option<usize>,
-    /// Perturbation flag of each gene: i64 `[B, S]`, for the generator.
-    pub perturbation: Option<Tensor>,
-}
-
-impl Inputs {
-    /// Genes and values without anything else.
-    pub fn new(gene_ids: Tensor, values: Tensor, padding: Option<Tensor>) -> Self {
-        Self {
-            gene_ids,
-            values,
-            padding,
-            batch_labels: None,
-            domain: None,
-            perturbation: None,
-        }
-    }
-}
-
-/// The encoder's output.
-#[derive(Debug)]
-pub struct Encoded {
-    /// Token states `[B, S, D]`.
-    pub hidden: Tensor,
-    /// Normalised gene embeddings `[B, S, D]`, input of the MVC head.
-    pub genes: Tensor,
-    /// The cell embedding `[B, D]`, in full precision.
-    pub cell: Tensor,
-    /// What the backward pass needs beyond autograd: whoever calls backward on a loss of this
-    /// output calls [`Tape::backward`] afterwards.
-    pub tape: Option<Tape>,
-    /// What a batch norm saw in a training pass.
-    pub observed: Option<Observed>,
 }
 
 /// The bound model.
@@ -98,12 +53,7 @@ impl Scgpt {
     /// When `params` was not built from the blueprint's specs, or is sharded and `executor` keeps
     /// what it needs of blocks.
     pub fn bind(blueprint: &Blueprint, params: &Params, executor: ExecutorKind) -> Result<Self> {
-        if params.store().is_some() && executor != ExecutorKind::Recompute {
-            return Err(Error::Setting {
-                setting: "backbone.shard",
-                problem: "sharded blocks must be recomputed in the backward pass".into(),
-            });
-        }
+        executor.require_recompute(params)?;
         let Blueprint {
             shape,
             inputs,
@@ -125,7 +75,7 @@ impl Scgpt {
             },
             norm: EmbeddingNorm::bind(params, inputs.norm)?,
             compute: params.precision().compute(),
-            blocks: Rc::new(Blocks::bind(params, shape, adapters)?),
+            blocks: Rc::new(Blocks::bind(params, shape, BLOCKS, adapters)?),
             executor: executor.build(),
             heads: HeadSet::bind(params, heads)?,
         })
@@ -161,7 +111,7 @@ impl Scgpt {
             None => genes,
         };
         let hidden = match self.blocks.adapters.prefix() {
-            Some((_, length)) => strip_prefix(&run.hidden, length)?,
+            Some((_, length)) => strip_prefix(&run.hidden, 1, length)?,
             None => run.hidden,
         };
         let cell = self.cell(&hidden, inputs)?;
@@ -188,7 +138,7 @@ impl Scgpt {
         join_forward(self.blocks.as_ref())
     }
 
-    /// Gathers what [`Tape::backward`] of a training pass gathers, and computes nothing.
+    /// Gathers what [`crate::exec::Tape::backward`] of a training pass gathers, and computes nothing.
     ///
     /// # Errors
     /// When gathering fails.
@@ -233,24 +183,9 @@ impl Scgpt {
     }
 
     fn context(&self, inputs: &Inputs, pass: Pass) -> Result<BlockContext> {
-        let keep = match &inputs.padding {
-            Some(padding) => Some(padding.f_logical_not()?.f_unsqueeze(1)?.f_unsqueeze(1)?),
-            None => None,
-        };
-        let keep_prefixed = match (&keep, self.blocks.adapters.prefix()) {
-            (Some(keep), Some((_, length))) => {
-                let (batch, seq) = inputs.gene_ids.size2()?;
-                let own = Tensor::f_ones([batch, 1, 1, length], (Kind::Bool, keep.device()))?;
-                let (cls, genes) = (keep.f_narrow(3, 0, 1)?, keep.f_narrow(3, 1, seq - 1)?);
-                Some(Tensor::f_cat(&[cls, own, genes], 3)?)
-            }
-            _ => None,
-        };
-        Ok(BlockContext {
-            keep,
-            keep_prefixed,
-            pass,
-        })
+        let size = inputs.gene_ids.size2()?;
+        let prefix = self.blocks.adapters.prefix();
+        block_context(size, inputs.padding.as_ref(), prefix, pass)
     }
 
     fn cell(&self, hidden: &Tensor, inputs: &Inputs) -> Result<Tensor> {
@@ -308,8 +243,8 @@ impl Scgpt {
             let raw = self.blocks.raw_scores(layer, &hidden)?;
             match self.blocks.adapters.prefix() {
                 Some((first, length)) if first <= layer => {
-                    let rows = strip_dim(&raw, 2, length)?;
-                    strip_dim(&rows, 3, length)
+                    let rows = strip_prefix(&raw, 2, length)?;
+                    strip_prefix(&rows, 3, length)
                 }
                 _ => Ok(raw),
             }
@@ -327,14 +262,44 @@ impl Scgpt {
     }
 }
 
-/// Hidden states without the prefix after position 0.
-fn strip_prefix(hidden: &Tensor, length: i64) -> Result<Tensor> {
-    strip_dim(hidden, 1, length)
-}
+impl Model for Scgpt {
+    fn encode(&self, inputs: &Inputs, pass: Pass) -> Result<Encoded> {
+        Self::encode(self, inputs, pass)
+    }
 
-fn strip_dim(x: &Tensor, dim: i64, length: i64) -> Result<Tensor> {
-    let size = x.size()[dim as usize];
-    let first = x.f_narrow(dim, 0, 1)?;
-    let rest = x.f_narrow(dim, 1 + length, size - 1 - length)?;
-    Ok(Tensor::f_cat(&[first, rest], dim)?)
+    fn classify(&self, encoded: &Encoded, _pass: Pass) -> Result<Tensor> {
+        self.heads.classify(encoded)
+    }
+
+    fn expression(&self, encoded: &Encoded, inputs: &Inputs) -> Result<Expression> {
+        self.heads.expression(encoded, inputs)
+    }
+
+    fn mvc(&self, encoded: &Encoded, inputs: &Inputs) -> Result<Expression> {
+        self.heads.mvc(encoded, inputs)
+    }
+
+    fn discriminate(&self, encoded: &Encoded) -> Result<Tensor> {
+        self.heads.discriminate(encoded)
+    }
+
+    fn norm(&self) -> Option<&EmbeddingNorm> {
+        Self::norm(self)
+    }
+
+    fn constrain(&self) -> Result<()> {
+        Self::constrain(self)
+    }
+
+    fn is_sharded(&self) -> bool {
+        Self::is_sharded(self)
+    }
+
+    fn join_forward(&self) -> Result<()> {
+        Self::join_forward(self)
+    }
+
+    fn join_backward(&self) -> Result<()> {
+        Self::join_backward(self)
+    }
 }

@@ -1,0 +1,93 @@
+//! Which settings go together with which architecture.
+
+use super::Check;
+use crate::schema::{
+    Architecture, CellLayer, CellStyle, Config, EmbeddingNorm, FreezeRule, Shape, TaskKind,
+};
+
+pub(super) fn architecture(config: &Config, check: &mut Check<'_>) {
+    if check.refused("backbone.architecture") {
+        return;
+    }
+    match config.backbone.architecture {
+        Architecture::Scgpt => scgpt(config, check),
+        Architecture::Geneformer => geneformer(config, check),
+    }
+}
+
+fn scgpt(config: &Config, check: &mut Check<'_>) {
+    let backbone = &config.backbone;
+    for (key, given) in [
+        (
+            "backbone.cell_layer",
+            backbone.cell_layer != CellLayer::Last,
+        ),
+        (
+            "backbone.freeze_rule",
+            backbone.freeze_rule != FreezeRule::Tutorial,
+        ),
+    ] {
+        if given {
+            check.conflict(
+                key,
+                format!("`{key}` has no effect on scGPT"),
+                "remove it, or set `backbone.architecture = \"geneformer\"`",
+            );
+        }
+    }
+}
+
+fn geneformer(config: &Config, check: &mut Check<'_>) {
+    let (backbone, kind) = (&config.backbone, config.task.kind);
+    if kind != TaskKind::Identification && !check.refused("task.kind") {
+        check.conflict(
+            "task.kind",
+            format!(
+                "`task.kind` is `{kind}`, which predicts expression values, and a Geneformer has none"
+            ),
+            "set `task.kind = \"identification\"`, or `backbone.architecture = \"scgpt\"`",
+        );
+    }
+    let style = backbone.cell_style;
+    if !matches!(style, CellStyle::Cls | CellStyle::AveragePool) {
+        check.conflict(
+            "backbone.cell_style",
+            format!("`backbone.cell_style` is `{style}`, which a Geneformer has not"),
+            "use `average-pool`, or `cls` with a model of the second generation",
+        );
+    }
+    if backbone.norm != EmbeddingNorm::None {
+        check.conflict(
+            "backbone.norm",
+            format!(
+                "`backbone.norm` is `{}`, which a Geneformer has not",
+                backbone.norm
+            ),
+            "remove it",
+        );
+    }
+    // Ranks leave nothing to set. A run's own configuration names every key: values decide.
+    let (data, shape, usual) = (&config.data, &backbone.shape, Shape::default());
+    for (key, set) in [
+        ("data.include_zero_genes", data.include_zero_genes),
+        ("data.normalize_total", data.normalize_total.is_some()),
+        ("data.log1p", data.log1p.is_some()),
+        (
+            "backbone.shape.n_layers_cls",
+            shape.n_layers_cls != usual.n_layers_cls,
+        ),
+        ("backbone.shape.n_bins", shape.n_bins != usual.n_bins),
+        (
+            "backbone.shape.value_style",
+            shape.value_style != usual.value_style,
+        ),
+    ] {
+        if set {
+            check.conflict(
+                key,
+                format!("`{key}` has no effect on a Geneformer, which reads ranks of genes"),
+                "remove it",
+            );
+        }
+    }
+}
