@@ -116,7 +116,9 @@ impl Generator {
             ),
         };
         if zero {
-            last.iter_mut().for_each(|spec| spec.init = Init::Zeros);
+            for spec in &mut last {
+                spec.init = Init::Zeros;
+            }
         }
         specs.extend(last);
         specs
@@ -224,7 +226,9 @@ impl DrugBottleneck {
         let name = |part: &str| format!("{prefix}.{part}");
         let down = Linear::specs(&name("down"), d_model, self.bottleneck, down_bias, role);
         let mut up = Linear::specs(&name("up"), self.bottleneck, d_model, up_bias, role);
-        up.iter_mut().for_each(|spec| spec.init = Init::Zeros);
+        for spec in &mut up {
+            spec.init = Init::Zeros;
+        }
         let mut specs = down;
         specs.extend(up);
         if self.bias != DrugBias::Static {
@@ -327,7 +331,9 @@ impl Adapter for Drug {
             DrugReading::InputAdd => {
                 let mut specs = Linear::specs(INPUT, width, d_model, true, Role::Adapter);
                 // The model starts as the pretrained one.
-                specs.iter_mut().for_each(|spec| spec.init = Init::Zeros);
+                for spec in &mut specs {
+                    spec.init = Init::Zeros;
+                }
                 specs
             }
         }
