@@ -1,6 +1,7 @@
 //! Adapter directories in the file layout of HF PEFT: `adapter_config.json` and
 //! `adapter_model.safetensors` with keys `base_model.model.<name>`.
 
+pub mod drug;
 mod layout;
 pub mod settings;
 

@@ -4,10 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use scpeft_checkpoint::peft::{AdapterSettings, ScpeftRecord, Target};
+use scpeft_checkpoint::peft::{AdapterSettings, ScpeftRecord, Target, drug};
 use scpeft_checkpoint::{AdapterConfig, HostTensor, peft, read_adapter, write_adapter};
 use scpeft_config::Config;
-use scpeft_model::adapter::{AdapterOptions, LayerSelection, Placement, Projection};
+use scpeft_model::adapter::{
+    AdapterOptions, DrugBias, DrugReading, DrugSite, Generator, LayerSelection, Placement,
+    Projection,
+};
+use scpeft_model::backbone::Activation;
 use scpeft_model::{Params, Role};
 use serde_json::json;
 
@@ -196,7 +200,45 @@ fn one(options: &AdapterOptions, n_layers: usize, separate: bool) -> Result<Adap
             layers: resolve(&o.layers)?,
             blocks: OFT_BLOCKS,
         },
+        AdapterOptions::Drug(o) => AdapterSettings::Drug {
+            layers: match o.reading {
+                DrugReading::InputAdd => Vec::new(),
+                _ => resolve(&o.layers)?,
+            },
+            width: o.width as usize,
+            reading: drug_reading(&o.reading),
+        },
     })
+}
+
+fn drug_reading(reading: &DrugReading) -> drug::DrugReading {
+    match reading {
+        DrugReading::Prefix { tokens } => drug::DrugReading::Prefix {
+            token_nums: *tokens as usize,
+        },
+        DrugReading::InputAdd => drug::DrugReading::InputAdd {},
+        DrugReading::Bottleneck(own) => drug::DrugReading::Bottleneck {
+            site: match own.site {
+                DrugSite::FeedForward => drug::DrugSite::FeedForward,
+                DrugSite::Attention => drug::DrugSite::Attention,
+                DrugSite::Both => drug::DrugSite::Both,
+            },
+            bottleneck: own.bottleneck as usize,
+            bias: match own.bias {
+                DrugBias::Down => drug::DrugBias::Down,
+                DrugBias::DownAndUp => drug::DrugBias::DownAndUp,
+                DrugBias::Static => drug::DrugBias::Static,
+            },
+            generator_hidden: match own.generator {
+                Generator::Linear => None,
+                Generator::Mlp { hidden } => Some(hidden as usize),
+            },
+            activation: match own.activation {
+                Activation::Relu => drug::DrugActivation::Relu,
+                Activation::Gelu => drug::DrugActivation::Gelu,
+            },
+        },
+    }
 }
 
 fn targets(parts: &[Projection]) -> Vec<Target> {

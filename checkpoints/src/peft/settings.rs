@@ -17,6 +17,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::drug::DrugReading;
 use crate::lora::PackedLayout;
 
 /// A part of the packed projection.
@@ -129,6 +130,15 @@ pub enum AdapterSettings {
         /// Blocks of the rotation; 4 as published.
         blocks: usize,
     },
+    /// What the treatment of a cell generates: `drug_adapters.{i}.…` or `drug_proj`.
+    Drug {
+        /// Layers that carry it, ascending; empty when it is added to the embedding.
+        layers: Vec<usize>,
+        /// Numbers that describe a treatment.
+        width: usize,
+        /// Where they enter.
+        reading: DrugReading,
+    },
 }
 
 /// Where in a layer the bottleneck after the attention acts.
@@ -162,6 +172,7 @@ impl AdapterSettings {
             Self::Lora { .. } => "lora",
             Self::Hra { .. } => "hra",
             Self::Oft { .. } => "oft",
+            Self::Drug { .. } => "drug",
         }
     }
 
@@ -169,24 +180,28 @@ impl AdapterSettings {
     pub fn layers(&self) -> Option<&[usize]> {
         match self {
             Self::Token { .. } => None,
+            Self::Drug { reading, .. } if !reading.in_layers() => None,
             Self::Encoder { layers, .. }
             | Self::Mlp { layers, .. }
             | Self::Prefix { layers, .. }
             | Self::Lora { layers, .. }
             | Self::Hra { layers, .. }
-            | Self::Oft { layers, .. } => Some(layers),
+            | Self::Oft { layers, .. }
+            | Self::Drug { layers, .. } => Some(layers),
         }
     }
 
     pub(crate) fn layers_mut(&mut self) -> Option<&mut Vec<usize>> {
         match self {
             Self::Token { .. } => None,
+            Self::Drug { reading, .. } if !reading.in_layers() => None,
             Self::Encoder { layers, .. }
             | Self::Mlp { layers, .. }
             | Self::Prefix { layers, .. }
             | Self::Lora { layers, .. }
             | Self::Hra { layers, .. }
-            | Self::Oft { layers, .. } => Some(layers),
+            | Self::Oft { layers, .. }
+            | Self::Drug { layers, .. } => Some(layers),
         }
     }
 
@@ -255,6 +270,9 @@ impl AdapterSettings {
             }
             Self::Hra { r, .. } => at_least_one("r", *r),
             Self::Oft { blocks, .. } => at_least_one("blocks", *blocks),
+            Self::Drug { width, reading, .. } => {
+                at_least_one("width", *width).or_else(|| reading.problem())
+            }
         })
     }
 }
@@ -292,7 +310,7 @@ pub fn check(adapters: &[AdapterSettings]) -> Result<(), String> {
         };
         for layer in layers {
             if !seen.insert((adapter.kind(), layer)) {
-                let place = layer.map_or("the value encoder".to_owned(), |i| format!("layer {i}"));
+                let place = layer.map_or("the embedding".to_owned(), |i| format!("layer {i}"));
                 return Err(at(format!("{place} has an adapter of this kind already")));
             }
         }
@@ -302,6 +320,7 @@ pub fn check(adapters: &[AdapterSettings]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::drug::{DrugActivation, DrugBias, DrugSite};
     use super::*;
 
     /// One of each kind.
@@ -337,6 +356,17 @@ mod tests {
             AdapterSettings::Prefix {
                 layers: vec![0, 2],
                 token_nums: 8,
+            },
+            AdapterSettings::Drug {
+                layers: vec![0, 1],
+                width: 768,
+                reading: DrugReading::Bottleneck {
+                    site: DrugSite::FeedForward,
+                    bottleneck: 16,
+                    bias: DrugBias::Down,
+                    generator_hidden: None,
+                    activation: DrugActivation::Relu,
+                },
             },
             AdapterSettings::Token {
                 mlp_ratio: 1.0,
@@ -382,12 +412,26 @@ mod tests {
             train_qkv_bias: false,
             separate: false,
         };
+        let added = AdapterSettings::Drug {
+            layers: Vec::new(),
+            width: 4,
+            reading: DrugReading::InputAdd {},
+        };
+        assert_eq!(check(&[added]), Ok(()));
         let token = all_kinds().pop().unwrap();
         for (list, expected) in [
             (vec![prefix(&[0, 1], 8), prefix(&[1], 4)], "layer 1 has"),
-            (vec![token.clone(), token], "the value encoder has"),
+            (vec![token.clone(), token], "the embedding has"),
             (vec![prefix(&[1, 0], 8)], "ascending"),
             (vec![prefix(&[], 8)], "not empty"),
+            (
+                vec![AdapterSettings::Drug {
+                    layers: vec![0],
+                    width: 4,
+                    reading: DrugReading::Prefix { token_nums: 0 },
+                }],
+                "`token_nums` must be at least 1",
+            ),
             (vec![prefix(&[0], 0)], "`token_nums` must be at least 1"),
             (vec![lora(&[], 1.0)], "some of q, k, v"),
             (vec![lora(&[Target::V, Target::Q], 1.0)], "in this order"),

@@ -227,6 +227,7 @@ impl Golden {
             // The reference normalises a whole micro-batch as the domain of its first cell.
             domain: labels.map(|labels| labels.int64_value(&[0]) as usize),
             perturbation: get("pert_flags").map(Tensor::shallow_clone),
+            treatment: None,
         }
     }
 

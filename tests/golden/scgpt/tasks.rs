@@ -235,6 +235,11 @@ fn full_size(purpose: Purpose, kind: &str) -> (usize, usize) {
                 ..Heads::default()
             }
         }
+        // Of scDCA: its counts are golden cases of their own.
+        Purpose::Treatment => Heads {
+            affine: Some(AffineOptions::default()),
+            ..Heads::default()
+        },
     };
     let blueprint = Blueprint {
         shape: Shape {

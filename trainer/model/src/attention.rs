@@ -1,6 +1,6 @@
 //! Multi-head self-attention on libtorch's fused kernel.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::adapter::{AdapterSet, Projection};
 use crate::ops::{Linear, cast, full};
@@ -128,7 +128,8 @@ impl SelfAttention {
 
     /// # Shapes
     /// `x`: `[B, S, D]`; `keep`: bool `[B, 1, 1, S]`, true where the key is no padding, or `None`
-    /// when nothing is padded; returns `[B, S, D]`. Scale 1/sqrt(D/H).
+    /// when nothing is padded; `own`: further keys and values, `[B, T, D]` each, that are never
+    /// padding; returns `[B, S, D]`. Scale 1/sqrt(D/H).
     ///
     /// # Errors
     /// Only if libtorch fails.
@@ -137,16 +138,42 @@ impl SelfAttention {
         layer: usize,
         x: &Tensor,
         keep: Option<&Tensor>,
+        own: Option<&[Tensor; 2]>,
         adapters: &AdapterSet,
         dropout: f64,
     ) -> Result<Tensor> {
         let (batch, seq, d_model) = x.size3()?;
-        let [q, k, v] = self.project(layer, x, adapters)?;
-        let mixed =
-            Tensor::f_scaled_dot_product_attention(&q, &k, &v, keep, dropout, false, None, false)?;
+        let [q, mut k, mut v] = self.project(layer, x, adapters)?;
+        let mut keep = keep.map(Tensor::shallow_clone);
+        if let Some([keys, values]) = own {
+            k = Tensor::f_cat(&[self.heads(keys, x.f_kind()?)?, k], 2)?;
+            v = Tensor::f_cat(&[self.heads(values, x.f_kind()?)?, v], 2)?;
+            if let Some(mask) = &keep {
+                let seen =
+                    Tensor::f_ones([batch, 1, 1, keys.size()[1]], (Kind::Bool, mask.device()))?;
+                keep = Some(Tensor::f_cat(&[&seen, mask], 3)?);
+            }
+        }
+        let mixed = Tensor::f_scaled_dot_product_attention(
+            &q,
+            &k,
+            &v,
+            keep.as_ref(),
+            dropout,
+            false,
+            None,
+            false,
+        )?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([batch, seq, d_model])?;
         let mixed = adapters.attention_context(layer, mixed)?;
         self.out_proj.forward(&mixed)
+    }
+
+    /// `[B, T, D]` to `[B, H, T, D/H]`, in another format.
+    fn heads(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        let (batch, tokens, d_model) = x.size3()?;
+        let heads = cast(x, kind)?.f_view([batch, tokens, self.n_heads, d_model / self.n_heads])?;
+        Ok(heads.f_transpose(1, 2)?)
     }
 
     /// Products of queries and keys, in full precision: no scale, no mask, no softmax.

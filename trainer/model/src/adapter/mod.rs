@@ -7,6 +7,7 @@
 //! trainer's checkpointing.
 
 mod bottleneck;
+mod drug;
 mod encoder;
 mod hra;
 mod lora;
@@ -21,6 +22,9 @@ use crate::ops::full;
 use crate::params::{Params, TensorSpec};
 use crate::{Error, Result};
 
+pub use drug::{
+    DrugBias, DrugBottleneck, DrugOptions, DrugReading, DrugSite, Generator, treatment,
+};
 pub use encoder::{EncoderOptions, Placement};
 pub use hra::HraOptions;
 pub use lora::{LoraOptions, Projection};
@@ -95,6 +99,69 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// The first block whose input is longer by a prefix after position 0, and its length T.
     fn prefix(&self) -> Option<(usize, i64)> {
         None
+    }
+
+    /// Numbers that describe the treatment of a cell, when the adapter looks at it.
+    fn treatment_width(&self) -> Option<i64> {
+        None
+    }
+
+    /// Adds to the embedding of every token what follows from the treatment of its cell.
+    ///
+    /// # Shapes
+    /// `x`: `[B, S, D]`; `treatment`: f32 `[B, W]`; returns `[B, S, D]`.
+    ///
+    /// # Errors
+    /// A treatment that is missing or of another width, or libtorch fails.
+    fn embedding(&self, x: Tensor, _treatment: Option<&Tensor>) -> Result<Tensor> {
+        Ok(x)
+    }
+
+    /// Keys and values that every token of block `layer` may attend to beside its own cell's.
+    ///
+    /// # Shapes
+    /// `treatment`: f32 `[B, W]`; returns `[B, T, D]` each.
+    ///
+    /// # Errors
+    /// See [`Adapter::embedding`].
+    fn keys_and_values(
+        &self,
+        _layer: usize,
+        _treatment: Option<&Tensor>,
+    ) -> Result<Option<[Tensor; 2]>> {
+        Ok(None)
+    }
+
+    /// Transforms the output of the attention of block `layer`, before the residual sum.
+    ///
+    /// # Shapes
+    /// `attended`: `[B, S, D]`; `treatment`: f32 `[B, W]`; returns `[B, S, D]`.
+    ///
+    /// # Errors
+    /// See [`Adapter::embedding`].
+    fn attention_output(
+        &self,
+        _layer: usize,
+        attended: Tensor,
+        _treatment: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        Ok(attended)
+    }
+
+    /// Transforms the output of the feed-forward half of block `layer`, before the residual sum.
+    ///
+    /// # Shapes
+    /// `fed`: `[B, S, D]`; `treatment`: f32 `[B, W]`; returns `[B, S, D]`.
+    ///
+    /// # Errors
+    /// See [`Adapter::embedding`].
+    fn feed_forward_output(
+        &self,
+        _layer: usize,
+        fed: Tensor,
+        _treatment: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        Ok(fed)
     }
 
     /// Transforms the embeddings that the backbone's [`Names::token`] says: those of values, before
@@ -250,6 +317,8 @@ pub enum AdapterOptions {
     Hra(HraOptions),
     /// Block-diagonal rotation of the packed projection.
     Oft(OftOptions),
+    /// Bottleneck with biases that the treatment of a cell generates.
+    Drug(DrugOptions),
 }
 
 impl AdapterOptions {
@@ -266,6 +335,7 @@ impl AdapterOptions {
             Self::Lora(options) => Box::new(lora::Lora::new(options, shape)?),
             Self::Hra(options) => Box::new(hra::Hra::new(options, shape)?),
             Self::Oft(options) => Box::new(oft::Oft::new(options, shape)?),
+            Self::Drug(options) => Box::new(drug::Drug::new(options, shape)?),
         })
     }
 }
@@ -357,6 +427,51 @@ impl AdapterSet {
     /// First block with a prefix, and the prefix's length.
     pub(crate) fn prefix(&self) -> Option<(usize, i64)> {
         self.0.iter().find_map(|a| a.prefix())
+    }
+
+    /// Numbers that describe a treatment, when an adapter looks at it.
+    pub(crate) fn treatment_width(&self) -> Option<i64> {
+        self.0.iter().find_map(|a| a.treatment_width())
+    }
+
+    pub(crate) fn embedding(&self, x: Tensor, treatment: Option<&Tensor>) -> Result<Tensor> {
+        self.0.iter().try_fold(x, |x, a| a.embedding(x, treatment))
+    }
+
+    /// Of the first adapter that has any at block `layer`.
+    pub(crate) fn keys_and_values(
+        &self,
+        layer: usize,
+        treatment: Option<&Tensor>,
+    ) -> Result<Option<[Tensor; 2]>> {
+        for adapter in &self.0 {
+            if let Some(own) = adapter.keys_and_values(layer, treatment)? {
+                return Ok(Some(own));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn attention_output(
+        &self,
+        layer: usize,
+        attended: Tensor,
+        treatment: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(attended, |x, a| a.attention_output(layer, x, treatment))
+    }
+
+    pub(crate) fn feed_forward_output(
+        &self,
+        layer: usize,
+        fed: Tensor,
+        treatment: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(fed, |x, a| a.feed_forward_output(layer, x, treatment))
     }
 
     pub(crate) fn value_embedding(&self, v: Tensor) -> Result<Tensor> {

@@ -17,6 +17,7 @@ use crate::norm::{EmbeddingNorm, NormStyle, Observed};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Result};
 
+pub use post_norm::Activation;
 pub use scgpt::{BatchLabels, Classifier, Heads, Mvc};
 
 /// Dimensions of a transformer encoder.
@@ -84,6 +85,8 @@ pub enum Purpose {
     Population,
     /// Response to perturbations.
     Perturbation,
+    /// Response to treatments that the drug adapter is told of: nothing but adapters (scDCA).
+    Treatment,
 }
 
 /// A micro-batch on the device.
@@ -102,6 +105,8 @@ pub struct Inputs {
     pub domain: Option<usize>,
     /// Perturbation flag of each gene: i64 `[B, S]`, for the generator.
     pub perturbation: Option<Tensor>,
+    /// What each cell was treated with: f32 `[B, W]`, for the drug adapter.
+    pub treatment: Option<Tensor>,
 }
 
 impl Inputs {
@@ -114,6 +119,7 @@ impl Inputs {
             batch_labels: None,
             domain: None,
             perturbation: None,
+            treatment: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::Shape;
+use super::{Inputs, Shape};
 use crate::adapter::{AdapterSet, Names};
 use crate::attention::{AttentionNames, SelfAttention};
 use crate::exec::{BlockContext, Site, Stack};
@@ -187,10 +187,13 @@ impl Stack for Blocks {
         } else {
             context.keep.as_ref()
         };
-        let attended =
-            block
-                .attention
-                .forward(layer, &x, keep, adapters, context.pass.dropout.attention)?;
+        let treatment = context.treatment.as_ref();
+        let own = adapters.keys_and_values(layer, treatment)?;
+        let dropout = context.pass.dropout.attention;
+        let attended = block
+            .attention
+            .forward(layer, &x, keep, own.as_ref(), adapters, dropout)?;
+        let attended = adapters.attention_output(layer, attended, treatment)?;
         let h = context.drop_add(layer, Site::Attention, &x, &attended)?;
         let h = block.norm1.forward(&h)?;
         let h = adapters.after_attention_norm(layer, h)?;
@@ -201,19 +204,21 @@ impl Stack for Blocks {
             inner
         };
         let fed = block.linear2.forward(&inner)?;
+        let fed = adapters.feed_forward_output(layer, fed, treatment)?;
         let y = context.drop_add(layer, Site::FeedForward, &h, &fed)?;
         let y = block.norm2.forward(&y)?;
         adapters.after_block(layer, &h, y)
     }
 }
 
-/// What the blocks of a pass over `[B, S]` tokens share; `prefix` is that of the adapters.
+/// What the blocks of a pass over a micro-batch share; `prefix` is that of the adapters.
 pub(super) fn block_context(
-    (batch, seq): (i64, i64),
-    padding: Option<&Tensor>,
+    inputs: &Inputs,
     prefix: Option<(usize, i64)>,
     pass: crate::exec::Pass,
 ) -> Result<BlockContext> {
+    let (batch, seq) = inputs.gene_ids.size2()?;
+    let padding = inputs.padding.as_ref();
     let keep = match padding {
         Some(padding) => Some(padding.f_logical_not()?.f_unsqueeze(1)?.f_unsqueeze(1)?),
         None => None,
@@ -229,6 +234,7 @@ pub(super) fn block_context(
     Ok(BlockContext {
         keep,
         keep_prefixed,
+        treatment: inputs.treatment.as_ref().map(Tensor::shallow_clone),
         pass,
     })
 }

@@ -55,6 +55,8 @@ pub struct BlockContext {
     pub keep: Option<Tensor>,
     /// The same with the columns of a prefix after position 0.
     pub keep_prefixed: Option<Tensor>,
+    /// What each cell was treated with: f32 `[B, W]`.
+    pub treatment: Option<Tensor>,
     /// The pass.
     pub pass: Pass,
 }
@@ -106,10 +108,11 @@ impl BlockContext {
     }
 
     fn shallow_clone(&self) -> Self {
-        let clone = |mask: &Option<Tensor>| mask.as_ref().map(Tensor::shallow_clone);
+        let clone = |x: &Option<Tensor>| x.as_ref().map(Tensor::shallow_clone);
         Self {
             keep: clone(&self.keep),
             keep_prefixed: clone(&self.keep_prefixed),
+            treatment: clone(&self.treatment),
             pass: self.pass,
         }
     }

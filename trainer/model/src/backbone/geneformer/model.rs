@@ -127,13 +127,12 @@ impl Geneformer {
             .f_add(&cast(&self.types.f_narrow(0, 0, 1)?, self.compute)?)?
             .f_add(&cast(&self.positions.f_narrow(0, 0, seq)?, self.compute)?)?;
         let x = pass.drop_embedding(self.norm.forward(&x)?)?;
-        self.blocks.adapters.value_embedding(x)
+        let adapters = &self.blocks.adapters;
+        adapters.embedding(adapters.value_embedding(x)?, inputs.treatment.as_ref())
     }
 
     fn context(&self, inputs: &Inputs, pass: Pass) -> Result<crate::exec::BlockContext> {
-        let size = inputs.gene_ids.size2()?;
-        let prefix = self.blocks.adapters.prefix();
-        block_context(size, inputs.padding.as_ref(), prefix, pass)
+        block_context(inputs, self.blocks.adapters.prefix(), pass)
     }
 
     /// States without the prefix, of the output of block `layer`.
@@ -199,7 +198,10 @@ impl Geneformer {
         let device = self.words.device();
         let genes = Tensor::f_full([1, 2], self.shape.pad_id, (Kind::Int64, device))?;
         let values = Tensor::f_zeros([1, 2], (Kind::Float, device))?;
-        let probe = Inputs::new(genes, values, None);
+        let mut probe = Inputs::new(genes, values, None);
+        if let Some(width) = self.blocks.adapters.treatment_width() {
+            probe.treatment = Some(Tensor::f_zeros([1, width], (Kind::Float, device))?);
+        }
         let embedded = self.embed(&probe, Pass::training(Dropout::OFF, 0))?;
         Ok(embedded.requires_grad())
     }

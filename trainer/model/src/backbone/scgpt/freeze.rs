@@ -13,5 +13,6 @@ pub(super) fn trained(purpose: Purpose) -> &'static [&'static str] {
         ],
         Purpose::Population => &["decoder.", "mvc_decoder."],
         Purpose::Perturbation => &["decoder.", "value_encoder.", "pert_encoder."],
+        Purpose::Treatment => &[],
     }
 }

@@ -152,6 +152,9 @@ impl Scgpt {
         let genes = Tensor::f_full([1, 2], self.shape.pad_id, (Kind::Int64, device))?;
         let mut probe = Inputs::new(genes, Tensor::f_zeros([1, 2], (Kind::Float, device))?, None);
         probe.domain = Some(0);
+        if let Some(width) = self.blocks.adapters.treatment_width() {
+            probe.treatment = Some(Tensor::f_zeros([1, width], (Kind::Float, device))?);
+        }
         if self.perturbation.is_some() {
             probe.perturbation = Some(Tensor::f_zeros([1, 2], (Kind::Int64, device))?);
         }
@@ -175,6 +178,7 @@ impl Scgpt {
             let flags = Tensor::f_embedding(table, flags, pad, false, false)?;
             x = x.f_add(&cast(&flags, x.f_kind()?)?)?;
         }
+        x = adapters.embedding(x, inputs.treatment.as_ref())?;
         let Some(norm) = &self.norm else {
             return Ok((x, genes, None));
         };
@@ -183,9 +187,7 @@ impl Scgpt {
     }
 
     fn context(&self, inputs: &Inputs, pass: Pass) -> Result<BlockContext> {
-        let size = inputs.gene_ids.size2()?;
-        let prefix = self.blocks.adapters.prefix();
-        block_context(size, inputs.padding.as_ref(), prefix, pass)
+        block_context(inputs, self.blocks.adapters.prefix(), pass)
     }
 
     fn cell(&self, hidden: &Tensor, inputs: &Inputs) -> Result<Tensor> {
