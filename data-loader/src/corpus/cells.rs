@@ -262,13 +262,13 @@ mod tests {
                 let columns = columns.expect("lists that are read page by page");
                 let (mut pages, mut batches) = (Vec::new(), Vec::new());
                 let whole = corpus.read_pages(group, columns, chosen, &mut |row, cell| {
-                    pages.push((row, own(cell)));
+                    pages.push((row, own(&cell)));
                     Ok(())
                 });
                 assert!(whole.unwrap());
                 corpus
                     .read_batches(group, chosen, &mut |row, cell| {
-                        batches.push((row, own(cell)));
+                        batches.push((row, own(&cell)));
                         Ok(())
                     })
                     .unwrap();
@@ -278,7 +278,7 @@ mod tests {
         }
     }
 
-    fn own(cell: Decoded<'_>) -> (Vec<u32>, Vec<f32>) {
+    fn own(cell: &Decoded<'_>) -> (Vec<u32>, Vec<f32>) {
         match cell {
             Decoded::Lists(genes, values) => (genes.to_vec(), values.to_vec()),
             Decoded::Packed(..) | Decoded::Fault(_) => panic!("a sound list"),
