@@ -14,10 +14,10 @@ use scpeft_tests::train::{
 
 use crate::server::{BUCKET, Server, settings};
 
-const STEPS: u64 = 600;
+const STEPS: u64 = 2400;
 const ARGUMENTS: [&str; 8] = [
     "--set",
-    "train.epochs=100",
+    "train.epochs=400",
     "--set",
     "checkpoint.every_steps=10",
     "--set",
@@ -135,7 +135,7 @@ fn a_run_outlives_an_outage_of_its_store_and_the_loss_of_its_machine() {
         for (key, value) in &environment {
             command.env(key.to_uppercase(), value);
         }
-        command.env("SCPEFT_STORE_TIMEOUT", "2");
+        command.env("SCPEFT_STORE_TIMEOUT", "1");
         command
     };
     let pointer = || step_of(&object(&server, "runs/one/LATEST"));
@@ -146,7 +146,10 @@ fn a_run_outlives_an_outage_of_its_store_and_the_loss_of_its_machine() {
     relay.set_down(true);
     let failures = "scpeft_checkpoint_failures_total";
     wait_until("a failure is counted", || scraped(port, failures) >= 1.0);
-    let (before, mirrored) = (latest_step(&run), pointer());
+    let before = latest_step(&run);
+    wait_until("the run saves on", || latest_step(&run) >= before + 12);
+    // What had reached the server when it was cut off is done by now.
+    let mirrored = pointer();
     wait_until("the run saves on", || latest_step(&run) >= before + 30);
     assert_eq!(pointer(), mirrored, "the store is down");
     relay.set_down(false);
