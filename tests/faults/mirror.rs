@@ -180,13 +180,20 @@ fn a_run_outlives_an_outage_of_its_store_and_the_loss_of_its_machine() {
     assert!(!run.join("checkpoints").exists(), "nothing was begun");
     relay.set_down(false);
 
-    let from = pointer();
+    // The kill may have come between a whole checkpoint and its pointer: it is found all the same.
+    let pointed = pointer();
     let child = start(&["--resume"]).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("the run is under way", || latest_step(&run) > from + 20);
+    wait_until("the run is under way", || {
+        latest_step(&run) > stopped_at + 20
+    });
     relay.set_down(true);
     let ended = child.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(75));
     let said = text(&ended.stderr);
+    let from = said.split("fetched the checkpoint of step ").nth(1);
+    let from = from.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    let from = from.expect("a checkpoint was fetched");
+    assert!((pointed..=stopped_at).contains(&from), "{pointed}, {from}");
     for words in [
         format!("fetched the checkpoint of step {from} from the mirror"),
         format!("resumed at step {from}"),
