@@ -192,7 +192,7 @@ fn the_first_rank_that_fails_is_named_with_its_last_lines() {
     let stage = Stage::new(
         "trap 'exit 7' TERM
          [ $rank = 0 ] && forever
-         seq 1 50; echo 'error: no such corpus' >&2; exit 3",
+         seq 1 50 >&2; echo 'error: no such corpus' >&2; exit 3",
     );
     assert_eq!(stage.run(2, &[]), 3);
     let stderr = stage.read("stderr");
