@@ -209,6 +209,8 @@ fn measure(row: &Row, steps: usize, file: Option<&str>) {
         device: Device::Cpu,
         pad_id: PAD,
         batches: None,
+        responses: None,
+        reference: None,
     };
     let world = Single;
     let watch = Watch::unattended(&world).expect("a page of memory");

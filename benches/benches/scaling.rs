@@ -60,6 +60,8 @@ fn measure(world: &dyn Collective, steps: usize, tokens: usize) -> Vec<(f64, f64
         device: Device::Cpu,
         pad_id: SHAPE.pad_id as i32,
         batches: None,
+        responses: None,
+        reference: None,
     };
     let topology = world.topology();
     let own = micro_batch(topology.rank, CELLS, tokens);

@@ -146,6 +146,8 @@ fn measure(row: &Row, steps: usize) {
         device: Device::Cpu,
         pad_id: SHAPE.pad_id as i32,
         batches: None,
+        responses: None,
+        reference: None,
     };
     let batch = batch(vec![micro_batch(0, CELLS, row.tokens)], CELLS);
     let world = Single;

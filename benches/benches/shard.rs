@@ -90,6 +90,8 @@ fn measure(
         device: Device::Cpu,
         pad_id: SHAPE.pad_id as i32,
         batches: None,
+        responses: None,
+        reference: None,
     };
     let rank = world.topology().rank;
     let batch = batch(vec![micro_batch(rank, CELLS, tokens)], RANKS * CELLS);

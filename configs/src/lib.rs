@@ -34,9 +34,10 @@ pub use error::{At, ConfigError, ConfigErrors};
 pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
     AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellLayer, CellStyle,
-    CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
-    FreezeRule, GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
-    Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage,
-    Target, TaskKind, TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab,
-    WatchdogSection,
+    CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, DrugActivation,
+    DrugBias, DrugReading, DrugSection, DrugSite, EmbeddingNorm, FreezeRule, GeneKey, Init,
+    LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Pairing,
+    PerturbationSection, Placement, Precision, ResponseHead, ResponseLoss, ResponseOutput,
+    RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage, Target, TaskKind,
+    TaskSection, TrainSection, Trainable, Transport, Unit, ValueStyle, Vocab, WatchdogSection,
 };

@@ -29,6 +29,7 @@ pub(crate) fn visit(
     config.backbone.visit(&mut keep);
     config.adapter.visit(&mut keep);
     config.task.visit(&mut keep);
+    config.perturbation.visit(&mut keep);
     config.train.visit(&mut keep);
     config.checkpoint.visit(&mut keep);
     config.log.visit(&mut keep);

@@ -11,8 +11,9 @@ use toml::de::{DeTable, DeValue};
 use crate::error::{At, ConfigError, ConfigErrors};
 use crate::field::{Field, Section};
 use crate::schema::{
-    AdapterSection, BackboneSection, CheckpointSection, Config, DataSection, LogSection,
-    MetricsSection, RunSection, Shape, TaskSection, TrainSection, WatchdogSection,
+    AdapterSection, BackboneSection, CheckpointSection, Config, DataSection, DrugSection,
+    LogSection, MetricsSection, PerturbationSection, RunSection, Shape, TaskSection, TrainSection,
+    WatchdogSection,
 };
 use crate::validate::validate;
 
@@ -191,6 +192,7 @@ pub fn resolve(
         backbone: BackboneSection::read(&mut reader),
         adapter: AdapterSection::read(&mut reader),
         task: TaskSection::read(&mut reader),
+        perturbation: PerturbationSection::read(&mut reader),
         train: TrainSection::read(&mut reader),
         checkpoint: CheckpointSection::read(&mut reader),
         log: LogSection::read(&mut reader),
@@ -255,7 +257,9 @@ fn sections() -> IndexMap<&'static str, Keys> {
         entry::<BackboneSection>(),
         entry::<Shape>(),
         entry::<AdapterSection>(),
+        entry::<DrugSection>(),
         entry::<TaskSection>(),
+        entry::<PerturbationSection>(),
         entry::<TrainSection>(),
         entry::<CheckpointSection>(),
         entry::<LogSection>(),

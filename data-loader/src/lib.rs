@@ -17,6 +17,7 @@ pub mod import;
 pub mod index;
 pub mod molecules;
 pub mod order;
+pub mod pairing;
 pub mod parallel;
 pub mod pipeline;
 pub mod preprocess;
@@ -35,7 +36,7 @@ pub use corpus::{Block, Corpus, Manifest, ValueKind};
 pub use error::{Error, Result};
 pub use genes::GeneTable;
 pub use order::{EpochOrder, OrderOptions, Selection, Shuffle};
-pub use pipeline::{Corrupt, EpochStream, Loader, LoaderOptions, MaskDraw, SkippedCell};
+pub use pipeline::{Corrupt, EpochStream, Loader, LoaderOptions, MaskDraw, Rows, SkippedCell};
 pub use sampler::Sampler;
 pub use storage::StoreOptions;
 pub use tokenize::{

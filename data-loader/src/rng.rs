@@ -33,6 +33,12 @@ pub enum Purpose {
     Strata = 13,
     /// The true random orders that shuffles are compared with.
     Reference = 14,
+    /// Which control cell goes with a treated one.
+    Control = 16,
+    /// Which control cells are kept to be drawn from.
+    ControlPool = 17,
+    /// In which order rows in memory come in an epoch.
+    Rows = 18,
 }
 
 const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -6,128 +6,20 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, AsArray, BooleanArray, DictionaryArray, Int32Array, ListArray, RecordBatch,
-    StringArray,
-};
-use arrow::datatypes::{Float64Type, Int32Type};
-use parquet::arrow::ArrowWriter;
+use arrow::array::{AsArray, BooleanArray};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use scpeft_data::corpus::{
-    CellBatch, CellValues, CorpusWriter, ObsColumn, ObsKind, Provenance, WriterOptions,
-    obs_array_type,
-};
-use scpeft_data::rng::{Purpose, Rng};
-use scpeft_data::{GeneTable, ValueKind};
+use scpeft_tests::responses::{Planted, write_parquet};
 use scpeft_tests::train::{assert_refused, on_ranks, text};
 use serde_json::Value;
 
-const GENES: usize = 40;
-const FEATURES: usize = 3;
-const DRUGS: usize = 20;
-const LINES: [&str; 2] = ["A549", "K562"];
-/// Cells of a drug, or of control, in a line.
-const CELLS: usize = 12;
-
-/// Uniform in -1 to 1.
-fn noise(item: usize) -> f64 {
-    2.0 * Rng::new(3, Purpose::Synthesis, 0, item as u64).uniform() - 1.0
-}
-
-fn features(drug: usize) -> Vec<f64> {
-    (0..FEATURES).map(|f| noise(drug * FEATURES + f)).collect()
-}
-
-/// Drug 0 is the vehicle.
-fn name(drug: usize) -> String {
-    match drug {
-        0 => "DMSO".into(),
-        drug => format!("drug {drug:02}"),
-    }
-}
-
-fn expression(drug: usize, line: usize, gene: usize, cell: usize) -> f64 {
-    let base = 3.0 + noise(1_000 + line * GENES + gene);
-    let weights = (0..FEATURES).map(|f| noise(2_000 + gene * FEATURES + f));
-    let change: f64 = features(drug).iter().zip(weights).map(|(x, w)| x * w).sum();
-    let change = if drug == 0 { 0.0 } else { 0.5 * change };
-    base + change + 0.1 * noise(10_000 + cell * GENES + gene)
-}
-
-fn category(codes: Vec<i32>, names: &[String]) -> ArrayRef {
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let names = Arc::new(StringArray::from(names));
-    Arc::new(DictionaryArray::<Int32Type>::try_new(Int32Array::from(codes), names).unwrap())
-}
-
 /// The corpus and the table of molecules, without `forgotten`.
 fn write(dir: &Path, forgotten: Option<usize>) -> (PathBuf, PathBuf) {
-    let path = dir.join("corpus");
-    let names: Vec<String> = (0..DRUGS).map(name).collect();
-    let lines: Vec<String> = LINES.map(String::from).into();
-    let column = |name: &str, categories: &[String]| {
-        let column = ObsColumn::new(name, ObsKind::Category, categories.to_vec());
-        (column, obs_array_type(ObsKind::Category, false))
+    let planted = Planted {
+        forgotten,
+        ..Planted::default()
     };
-    let genes = GeneTable {
-        symbols: (0..GENES).map(|g| format!("GENE{g}")).collect(),
-        ensembl: vec![None; GENES],
-    };
-    let obs = vec![column("product_name", &names), column("cell_type", &lines)];
-    let options = WriterOptions {
-        row_group_cells: 100,
-        ..WriterOptions::default()
-    };
-    let mut writer = CorpusWriter::create(&path, options, ValueKind::Lognorm, &genes, obs).unwrap();
-    let cells = DRUGS * LINES.len() * CELLS;
-    // Cells of a condition lie apart, as they do in a corpus that was shuffled.
-    let label = |cell: usize| (cell % DRUGS, cell / DRUGS % LINES.len());
-    let values = (0..cells).flat_map(|cell| {
-        let (drug, line) = label(cell);
-        (0..GENES).map(move |gene| expression(drug, line, gene, cell) as f32)
-    });
-    let batch = CellBatch {
-        cell_ids: (0..cells).map(|c| format!("cell-{c}")).collect(),
-        offsets: (0..=cells).map(|c| (c * GENES) as i32).collect(),
-        genes: (0..cells).flat_map(|_| 0..GENES as u32).collect(),
-        values: CellValues::Lognorm(values.collect()),
-        obs: vec![
-            category((0..cells).map(|c| label(c).0 as i32).collect(), &names),
-            category((0..cells).map(|c| label(c).1 as i32).collect(), &lines),
-        ],
-    };
-    writer.write(&batch).unwrap();
-    let provenance = Provenance {
-        tool: "scpeft-tests".to_owned(),
-        tool_version: String::new(),
-        sources: Vec::new(),
-        options: indexmap::IndexMap::default(),
-    };
-    writer.finish(None, None, provenance).unwrap();
-    let molecules = dir.join("molecules.parquet");
-    let known: Vec<usize> = (0..DRUGS).filter(|d| Some(*d) != forgotten).collect();
-    let lists = known
-        .iter()
-        .map(|&d| Some(features(d).into_iter().map(Some).collect::<Vec<_>>()));
-    let embedding: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(lists));
-    let keys: ArrayRef = Arc::new(
-        known
-            .iter()
-            .map(|&d| Some(name(d)))
-            .collect::<StringArray>(),
-    );
-    let batch = RecordBatch::try_from_iter([("name", keys), ("embedding", embedding)]).unwrap();
-    write_parquet(&molecules, &batch);
-    (path, molecules)
-}
-
-fn write_parquet(path: &Path, batch: &RecordBatch) {
-    let mut writer =
-        ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), None).unwrap();
-    writer.write(batch).unwrap();
-    writer.close().unwrap();
+    planted.write(dir)
 }
 
 fn evaluate(dir: &Path, output: &str, more: &[&str]) -> Output {

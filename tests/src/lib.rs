@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod faults;
 pub mod hosts;
 pub mod monitoring;
+pub mod responses;
 pub mod train;
 
 use std::path::{Path, PathBuf};

@@ -23,8 +23,9 @@ pub struct Cli {
 pub enum Command {
     /// Train (the default command).
     Run(RunArgs),
-    /// Predict the type of every cell with a trained run: writes predictions.parquet, and with
-    /// labels metrics.json and confusion_matrix.svg.
+    /// Predict with a trained run: writes predictions.parquet. Types of cells, with labels also
+    /// metrics.json and confusion_matrix.svg; or mean profiles of perturbed cells, with
+    /// top_genes.csv and conditions.json.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
     /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
@@ -124,6 +125,11 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
+/// A path that may be left empty, for one that follows from another argument.
+fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
@@ -165,6 +171,21 @@ pub struct PredictArgs {
     /// Leave the labels of the corpus alone: predict only.
     #[arg(long)]
     pub no_labels: bool,
+    /// Responses: the conditions to predict, a CSV file with the columns `drug`, and `context` and
+    /// `dose` where the run has such; drugs need not be in the corpus. Those of the test split when
+    /// absent.
+    #[arg(long, value_name = "FILE", conflicts_with = "split")]
+    pub conditions: Option<PathBuf>,
+    /// Responses: a table with the embeddings of the molecules; that of the run when absent.
+    #[arg(long, value_name = "FILE")]
+    pub molecules: Option<PathBuf>,
+    /// Responses: also predict so many cells of each condition, from as many control cells:
+    /// cells.parquet.
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub cells: Option<usize>,
+    /// Responses: genes of largest predicted change that are listed for each condition.
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = at_least_one)]
+    pub top_genes: usize,
     /// Output directory.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -196,17 +217,41 @@ pub enum HoldOut {
 }
 
 /// Arguments of the evaluation of responses.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct EvaluateArgs {
-    /// Corpus of control and treated cells.
-    #[arg(long, value_name = "DIR")]
+    /// A run that learned responses: it predicts the conditions of its test split, as it is, with
+    /// the molecule of another drug and with none; corpus, columns and molecules are its own, what
+    /// it trained and validated on is what baselines are fitted to.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["perturbation", "control", "context", "dose", "hold_out"])]
+    pub run: Option<PathBuf>,
+    /// Which checkpoint of the run: `best`, `latest`, or a step number.
+    #[arg(long, default_value = "best", value_name = "WHICH", requires = "run")]
+    pub checkpoint: String,
+    /// Corpus of control and treated cells; that of the run when absent.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = any_path
+    )]
     pub corpus: PathBuf,
     /// Categorical obs column that says what was done to a cell; genes of a combination are joined
     /// by `+`.
-    #[arg(long, value_name = "COLUMN")]
+    #[arg(
+        long,
+        value_name = "COLUMN",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub perturbation: String,
     /// Its value for control cells.
-    #[arg(long, value_name = "VALUE")]
+    #[arg(
+        long,
+        value_name = "VALUE",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub control: String,
     /// Categorical obs column of contexts, for instance cell lines; one context when absent.
     #[arg(long, value_name = "COLUMN")]

@@ -8,7 +8,9 @@ use scpeft_checkpoint::LoadReport;
 use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_checkpoint::published::Weights;
 use scpeft_collective::Topology;
-use scpeft_config::{Config, Shard, Trainable};
+use scpeft_config::{
+    AdapterKind, AdapterKinds, Config, Pairing, ResponseOutput, Shard, TaskKind, Trainable, Unit,
+};
 use scpeft_data::{Corpus, Loader, Selection};
 use scpeft_model::backbone::{Architecture, Model, Purpose};
 use scpeft_model::device::{self, DeviceChoice};
@@ -22,9 +24,13 @@ use tch::Device;
 use crate::backbone::{Backbone, load};
 use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
+use crate::perturbation::Responses;
 use crate::settings;
 use crate::step::tail_len;
-use crate::task::{self, Batches, Identification, IdentificationOptions, Staging, Task};
+use crate::task::{
+    self, Batches, Identification, IdentificationOptions, PerturbationTask, Reference, Staging,
+    Task,
+};
 
 /// A model bound to its tensors, with what feeds it.
 pub struct Assembly {
@@ -74,15 +80,22 @@ impl Draft {
     pub(crate) fn open(config: &Config) -> Result<Self> {
         let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
         let backbone = Backbone::for_training(config, &corpus)?;
-        let feed = Feed::open(config, corpus, &backbone)?;
-        let (train, left_out) = feed.labelled_split(config, &config.data.train)?;
-        let (valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
+        let mut feed = Feed::open(config, corpus, &backbone)?;
+        let (mut train, left_out) = feed.labelled_split(config, &config.data.train)?;
+        let (mut valid, also_left_out) = feed.labelled_split(config, &config.data.valid)?;
+        if config.task.kind == TaskKind::Perturbation {
+            let responses = Responses::open(config, &feed.corpus, &backbone, &train, &valid)?;
+            train = responses.treated(&train);
+            valid = responses.treated(&valid);
+            feed.responses = Some(Arc::new(responses));
+        }
         let labels = feed.label_info(&train, &valid)?;
         let batches = feed.batches(config, &train, &valid)?.map(Arc::new);
         let task = task::build(
             config,
             &labels,
             batches.as_deref(),
+            feed.responses.as_ref(),
             backbone.classifier_layers,
             backbone.mask_value(),
         )?;
@@ -150,11 +163,14 @@ impl Assembly {
         let told = batches.as_deref();
         let (params, model, report) =
             build_model(config, &backbone, task.as_ref(), told, device, gather)?;
+        require_budget(config, &params)?;
         Ok(Self {
             staging: Staging {
                 device,
                 pad_id: feed.pad_id(),
                 batches,
+                responses: feed.responses.clone(),
+                reference: reference(config, &backbone, task.as_ref(), &params)?,
             },
             threads,
             feed,
@@ -211,6 +227,8 @@ impl Assembly {
                     device,
                     pad_id: feed.pad_id(),
                     batches,
+                    responses: None,
+                    reference: None,
                 },
                 threads,
                 feed,
@@ -223,6 +241,45 @@ impl Assembly {
             },
             task,
         ))
+    }
+
+    /// A model of responses on the backbone that the run recorded, with the control cells of the
+    /// corpus. The trained tensors are still to be restored. Issues no collective.
+    ///
+    /// # Errors
+    /// Whatever is wrong with corpus, weights or device.
+    pub fn for_responses(
+        config: &Config,
+        topology: &Topology,
+        gather: Option<Rc<dyn Gather>>,
+        run_dir: &Path,
+    ) -> Result<Self> {
+        let (device, threads) = start_libtorch(config, topology)?;
+        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
+        let backbone = Backbone::of_run(config, run_dir)?;
+        let mut feed = Feed::open(config, corpus, &backbone)?;
+        let responses = Arc::new(Responses::of_controls(config, &feed.corpus, &backbone)?);
+        let task: Box<dyn Task> = Box::new(PerturbationTask::new(config, &responses));
+        feed.responses = Some(responses.clone());
+        let (params, model, report) =
+            build_model(config, &backbone, task.as_ref(), None, device, gather)?;
+        Ok(Self {
+            staging: Staging {
+                device,
+                pad_id: feed.pad_id(),
+                batches: None,
+                responses: Some(responses),
+                reference: reference(config, &backbone, task.as_ref(), &params)?,
+            },
+            threads,
+            feed,
+            task,
+            params,
+            model,
+            backbone,
+            report,
+            splits: None,
+        })
     }
 
     /// Loaders over the training and validation cells.
@@ -297,6 +354,7 @@ impl Assembly {
             grouped(overlap.corpus_genes as u64),
             overlap.key.name(),
         ));
+        lines.extend(self.feed.responses.as_ref().map(|r| r.summary()));
         let unlabelled = self.splits.as_ref().map_or(0, |s| s.unlabelled);
         if unlabelled > 0 {
             lines.push(format!(
@@ -490,6 +548,45 @@ fn build_model(
     }
     let model = architecture.bind_model(&params, settings::executor(config))?;
     Ok((params, model, report))
+}
+
+/// The model without its adapters on the same tensors, where outputs are compared with its own.
+fn reference(
+    config: &Config,
+    backbone: &Backbone,
+    task: &dyn Task,
+    params: &Params,
+) -> Result<Option<Rc<Reference>>> {
+    let compared = config.task.kind == TaskKind::Perturbation
+        && config.perturbation.output == ResponseOutput::Change;
+    if !compared {
+        return Ok(None);
+    }
+    let mut plain = config.clone();
+    plain.adapter.kind = AdapterKinds::one(AdapterKind::None);
+    let architecture = architecture(&plain, backbone, task, None);
+    let model = architecture.bind_model(params, settings::executor(config))?;
+    let own = &config.perturbation;
+    let by_context = own.unit == Unit::Pseudobulk || own.pairing == Pairing::Mean;
+    Ok(Some(Rc::new(Reference::new(model, by_context))))
+}
+
+/// Refuses a model of which more trains than the configuration allows.
+fn require_budget(config: &Config, params: &Params) -> Result<()> {
+    let Some(most) = config.adapter.budget_percent else {
+        return Ok(());
+    };
+    let (trainable, total) = (params.trainable_count(), params.total_count());
+    let percent = 100.0 * trainable as f64 / total as f64;
+    if percent <= most {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "{} of {} parameters train ({percent:.3} %), `adapter.budget_percent` is {most}\n\
+         help: lower `adapter.drug.bottleneck` or the layers with an adapter, or raise the budget",
+        grouped(trainable as u64),
+        grouped(total as u64),
+    )))
 }
 
 /// The model that a configuration describes.

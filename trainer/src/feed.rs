@@ -10,6 +10,7 @@ use scpeft_data::{
 
 use crate::backbone::Backbone;
 use crate::failure::{Failure, Result};
+use crate::perturbation::Responses;
 use crate::settings;
 use crate::task::{Batches, LabelInfo};
 
@@ -22,6 +23,8 @@ pub struct Feed {
     pub corpus: Arc<Corpus>,
     /// How its genes match the vocabulary.
     pub overlap: Overlap,
+    /// What is handed out in place of tokens of cells, on the task of responses.
+    pub responses: Option<Arc<Responses>>,
     tokenizer: Arc<dyn Tokenizer>,
     label: Option<String>,
 }
@@ -45,6 +48,7 @@ impl Feed {
         Ok(Self {
             corpus,
             overlap,
+            responses: None,
             tokenizer,
             label: config.data.label.clone(),
         })
@@ -240,6 +244,9 @@ impl Feed {
     }
 
     fn loader(&self, selection: Selection, options: LoaderOptions) -> Result<Loader> {
+        if let Some(responses) = &self.responses {
+            return responses.loader(&self.corpus, selection, options);
+        }
         Ok(Loader::new(
             self.corpus.clone(),
             selection,

@@ -21,6 +21,7 @@ mod loading;
 mod movement;
 mod non_finite;
 pub mod optim;
+pub mod perturbation;
 pub mod plan;
 mod plot;
 pub mod predict;

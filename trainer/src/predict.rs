@@ -14,6 +14,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use scpeft_checkpoint::fsx::{self, Existing};
+use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_collective::Collective;
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
@@ -31,6 +32,7 @@ use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
+use crate::perturbation;
 use crate::scores::Confusion;
 use crate::shard;
 use crate::task::Identification;
@@ -54,7 +56,18 @@ pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
         },
     )?;
     let checkpoint = broadcast_path(world, checkpoint)?.unwrap_or_default();
-    let config = agree(world, configuration(args))?;
+    let config = agree(world, configuration(&args.run, &args.overrides))?;
+    if config.task.kind == TaskKind::Perturbation {
+        return perturbation::predict::predict(world, args, config, &checkpoint);
+    }
+    if args.conditions.is_some() {
+        return Err(Failure::config(format!(
+            "`--conditions` is for responses to perturbations, and `{}` was trained for `{}`\n\
+             help: leave it out",
+            args.run.display(),
+            config.task.kind
+        )));
+    }
     let gather = shard::gather(world, config.backbone.shard)?;
     let predictor = Predictor::load(world, args, config, gather, &checkpoint);
     let mut predictor = agree(world, predictor)?;
@@ -65,6 +78,34 @@ pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
         }
         result => result.map(|()| Outcome::Done),
     }
+}
+
+/// Gives a model the tensors that were trained.
+///
+/// # Errors
+/// Another backbone than that of the run, or a checkpoint that does not fit.
+pub(crate) fn restore(
+    config: &Config,
+    assembly: &Assembly,
+    record: &ScpeftRecord,
+    checkpoint: &Path,
+) -> Result<()> {
+    let backbone = &assembly.backbone;
+    if !backbone.fingerprint.is_empty() && backbone.fingerprint != record.backbone_fingerprint {
+        return Err(Failure::weights(format!(
+            "backbone `{}` is not the one the adapter was trained on: fingerprint {} instead of {}\n\
+             help: put back the backbone of the run, or name it with `--set backbone.path=DIR`",
+            backbone.origin, backbone.fingerprint, record.backbone_fingerprint
+        )));
+    }
+    adapter_file::restore(
+        &adapter_file::directory(checkpoint),
+        config,
+        backbone.shape.n_layers,
+        &assembly.params,
+    )?;
+    assembly.model.constrain()?;
+    Ok(())
 }
 
 fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
@@ -83,10 +124,10 @@ fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
     run_dir.checkpoint(&args.checkpoint)
 }
 
-/// The configuration of the run with the overrides of a prediction.
-fn configuration(args: &PredictArgs) -> Result<Config> {
-    require_harmless(&args.overrides)?;
-    Ok(scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config)
+/// The configuration of a run with the overrides of a prediction.
+pub(crate) fn configuration(run: &Path, overrides: &[String]) -> Result<Config> {
+    require_harmless(overrides)?;
+    Ok(scpeft_config::load(&run.join("config.toml"), overrides)?.config)
 }
 
 /// Refuses overrides of what the adapter was trained with: they would predict with another
@@ -124,7 +165,7 @@ fn require_harmless(overrides: &[String]) -> Result<()> {
 }
 
 /// The table of predictions in the output directory.
-const TABLE: &str = "predictions.parquet";
+pub(crate) const TABLE: &str = "predictions.parquet";
 
 /// A trained classifier with the cells to predict.
 struct Predictor {
@@ -169,24 +210,7 @@ impl Predictor {
         let (assembly, task) =
             Assembly::for_prediction(&config, world.topology(), gather, &args.run, &record)?;
         let classes = record.categories.clone();
-        if !assembly.backbone.fingerprint.is_empty()
-            && assembly.backbone.fingerprint != record.backbone_fingerprint
-        {
-            return Err(Failure::weights(format!(
-                "backbone `{}` is not the one the adapter was trained on: fingerprint {} instead of {}\n\
-                 help: put back the backbone of the run, or name it with `--set backbone.path=DIR`",
-                assembly.backbone.origin,
-                assembly.backbone.fingerprint,
-                record.backbone_fingerprint
-            )));
-        }
-        adapter_file::restore(
-            &adapter_file::directory(checkpoint),
-            &config,
-            assembly.backbone.shape.n_layers,
-            &assembly.params,
-        )?;
-        assembly.model.constrain()?;
+        restore(&config, &assembly, &record, checkpoint)?;
         let split = args
             .split
             .clone()
@@ -471,7 +495,10 @@ fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(Vec::<f32>::try_from(&flat)?)
 }
 
-fn create(path: &Path, schema: arrow::datatypes::SchemaRef) -> Result<ArrowWriter<File>> {
+pub(crate) fn create(
+    path: &Path,
+    schema: arrow::datatypes::SchemaRef,
+) -> Result<ArrowWriter<File>> {
     let file = File::create(path).map_err(crate::failure::io(path))?;
     let level = ZstdLevel::try_new(1).map_err(|e| parquet_failure(path, &e))?;
     let properties = WriterProperties::builder()
@@ -480,7 +507,7 @@ fn create(path: &Path, schema: arrow::datatypes::SchemaRef) -> Result<ArrowWrite
     ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet_failure(path, &e))
 }
 
-fn parquet_failure(path: &Path, error: &parquet::errors::ParquetError) -> Failure {
+pub(crate) fn parquet_failure(path: &Path, error: &parquet::errors::ParquetError) -> Failure {
     Failure::new(exit::INTERNAL, format!("`{}`: {error}", path.display()))
 }
 

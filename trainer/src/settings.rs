@@ -1,14 +1,16 @@
 //! From the configuration's words to the model's settings.
 
 use scpeft_config::{
-    AdapterKind, CellStyle, Config, EmbeddingNorm, LayerRule, Layers, MvcStyle, Precision, Shard,
-    Target, TaskKind,
+    AdapterKind, CellStyle, Config, DrugSection, EmbeddingNorm, LayerRule, Layers, MvcStyle,
+    Precision, Shard, Target, TaskKind,
 };
 use scpeft_model::Storage;
 use scpeft_model::adapter::{
-    AdapterOptions, EncoderOptions, HraOptions, LayerSelection, LoraOptions, MlpOptions,
-    OftOptions, Placement, PrefixOptions, Projection, TokenOptions,
+    AdapterOptions, DrugBias, DrugBottleneck, DrugOptions, DrugReading, DrugSite, EncoderOptions,
+    Generator, HraOptions, LayerSelection, LoraOptions, MlpOptions, OftOptions, Placement,
+    PrefixOptions, Projection, TokenOptions,
 };
+use scpeft_model::backbone::Activation;
 use scpeft_model::backbone::scgpt::{self, Pooled};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::head;
@@ -66,7 +68,45 @@ fn adapter(config: &Config, kind: AdapterKind) -> Option<AdapterOptions> {
             r: a.r as i64,
         }),
         AdapterKind::Oft => AdapterOptions::Oft(OftOptions { layers }),
+        AdapterKind::Drug => AdapterOptions::Drug(drug(&a.drug)),
     })
+}
+
+fn drug(drug: &DrugSection) -> DrugOptions {
+    DrugOptions {
+        layers: selection(&drug.layers),
+        // Filled in from the table of molecules when a configuration is loaded.
+        width: drug.width.unwrap_or_default() as i64,
+        reading: match drug.reading {
+            scpeft_config::DrugReading::Prefix => DrugReading::Prefix {
+                tokens: drug.tokens as i64,
+            },
+            scpeft_config::DrugReading::InputAdd => DrugReading::InputAdd,
+            scpeft_config::DrugReading::Bottleneck => DrugReading::Bottleneck(DrugBottleneck {
+                site: match drug.site {
+                    scpeft_config::DrugSite::FeedForward => DrugSite::FeedForward,
+                    scpeft_config::DrugSite::Attention => DrugSite::Attention,
+                    scpeft_config::DrugSite::Both => DrugSite::Both,
+                },
+                bottleneck: drug.bottleneck as i64,
+                bias: match drug.bias {
+                    scpeft_config::DrugBias::Down => DrugBias::Down,
+                    scpeft_config::DrugBias::DownAndUp => DrugBias::DownAndUp,
+                    scpeft_config::DrugBias::Static => DrugBias::Static,
+                },
+                generator: match drug.generator_hidden {
+                    None => Generator::Linear,
+                    Some(hidden) => Generator::Mlp {
+                        hidden: hidden as i64,
+                    },
+                },
+                activation: match drug.activation {
+                    scpeft_config::DrugActivation::Relu => Activation::Relu,
+                    scpeft_config::DrugActivation::Gelu => Activation::Gelu,
+                },
+            }),
+        },
+    }
 }
 
 fn selection(layers: &Layers) -> LayerSelection {

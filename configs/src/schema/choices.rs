@@ -132,6 +132,112 @@ choice! {
         Hra = "hra",
         /// Block-diagonal rotations of the query, key and value projection.
         Oft = "oft",
+        /// A bottleneck whose bias the molecule generates: responses to drugs only.
+        Drug = "drug",
+    }
+}
+
+choice! {
+    /// What the molecule does in the `drug` adapter.
+    DrugReading {
+        /// It generates the bias of a bottleneck.
+        Bottleneck = "bottleneck",
+        /// It generates keys and values that every token may attend to.
+        Prefix = "prefix",
+        /// It is added to the embedding of every token, and everything trains.
+        InputAdd = "input-add",
+    }
+}
+
+choice! {
+    /// Sublayers that carry a bottleneck of the `drug` adapter.
+    DrugSite {
+        /// The feed-forward half.
+        FeedForward = "feed-forward",
+        /// The attention.
+        Attention = "attention",
+        /// Both.
+        Both = "both",
+    }
+}
+
+choice! {
+    /// The biases of a bottleneck that the molecule generates.
+    DrugBias {
+        /// That of the down projection.
+        Down = "down",
+        /// Both.
+        DownAndUp = "down-and-up",
+        /// None: an ordinary bottleneck, for comparison.
+        Static = "static",
+    }
+}
+
+choice! {
+    /// Activation inside the bottleneck of the `drug` adapter.
+    DrugActivation {
+        /// max(0, x).
+        Relu = "relu",
+        /// The exact GELU.
+        Gelu = "gelu",
+    }
+}
+
+choice! {
+    /// What a training row of a perturbation is.
+    Unit {
+        /// One condition: mean control profile in, mean profile of the treated cells out.
+        Pseudobulk = "pseudobulk",
+        /// One treated cell, with a control profile.
+        Cells = "cells",
+    }
+}
+
+choice! {
+    /// The control profile that goes with a treated cell.
+    Pairing {
+        /// A control cell drawn at random among those that match.
+        Random = "random",
+        /// The mean of the control cells of its context.
+        Mean = "mean",
+    }
+}
+
+choice! {
+    /// How the model's output becomes a profile.
+    ResponseOutput {
+        /// The decoder's output is the profile.
+        Decoder = "decoder",
+        /// It is added to the control profile.
+        Residual = "residual",
+        /// What the adapters change of it is added to the control profile.
+        Change = "change",
+    }
+}
+
+choice! {
+    /// The decoder of responses.
+    ResponseHead {
+        /// A coefficient of the control value, and a bias, for each gene.
+        Affine = "affine",
+        /// The expression decoder of pretraining.
+        Expression = "expression",
+    }
+}
+
+choice! {
+    /// The loss of responses.
+    ResponseLoss {
+        /// Squared error over all modelled genes.
+        Mse = "mse",
+        /// Squared error over the genes that the treated row expresses.
+        MaskedMse = "masked-mse",
+        /// Maximum mean discrepancy of sets of cells, Gaussian kernels.
+        Mmd = "mmd",
+        /// Energy distance of sets of cells.
+        Energy = "energy",
+        /// Squared error of z-scores of the genes that change (PertAdapt).
+        Adaptive = "adaptive",
     }
 }
 
@@ -176,6 +282,8 @@ choice! {
         MaskedExpression = "masked-expression",
         /// Masked expression that is told the batch of a cell and learns to forget it.
         BatchCorrection = "batch-correction",
+        /// Responses of control profiles to perturbations.
+        Perturbation = "perturbation",
     }
 }
 
@@ -331,5 +439,7 @@ choice! {
         MacroF1 = "macro_f1",
         /// Highest balanced accuracy (identification only).
         BalancedAccuracy = "balanced_accuracy",
+        /// Highest correlation of changes (perturbations only).
+        PearsonDelta = "pearson_delta",
     }
 }

@@ -2,6 +2,7 @@
 //! what [`manual`](crate::manual) prints.
 
 mod choices;
+mod perturbation;
 mod values;
 
 use std::path::PathBuf;
@@ -14,10 +15,12 @@ use crate::resolve::Reader;
 
 pub use choices::{
     AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
-    EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
-    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, Transport,
-    ValueStyle,
+    DrugActivation, DrugBias, DrugReading, DrugSite, EmbeddingNorm, FreezeRule, GeneKey, Init,
+    LayerRule, MvcStyle, Optimizer, Pairing, Placement, Precision, ResponseHead, ResponseLoss,
+    ResponseOutput, Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind,
+    Trainable, Transport, Unit, ValueStyle,
 };
+pub use perturbation::{DrugSection, PerturbationSection};
 pub use values::{AdapterKinds, Layers, Vocab};
 
 section! {
@@ -195,7 +198,8 @@ section! {
     AdapterSection at "adapter" {
         /// One of `none`, `encoder` (bottleneck), `lora`, `token` (bottleneck on the values),
         /// `prefix`, `hybrid` (`encoder` and `token`), `mlp` (bottleneck beside the feed-forward
-        /// half), `hra`, `oft`, or a list such as `["encoder", "prefix"]`. Default `none`.
+        /// half), `hra`, `oft`, `drug` (responses to drugs), or a list such as
+        /// `["encoder", "prefix"]`. Default `none`.
         kind: AdapterKinds = AdapterKinds::one(AdapterKind::None);
         /// `first-half`, `all` or a list of layer indices such as `[0, 2]`. Default `first-half`.
         /// Layers below the first adapter need no backward pass.
@@ -226,13 +230,20 @@ section! {
         /// Start the bottleneck at zero, so that training starts at the pretrained function.
         /// Default `false`: the usual linear initialisation, as in the reference.
         zero_init: bool = false;
+        /// Refuse to start when more than this percentage of all parameters trains. Default: unset.
+        budget_percent: Option<f64> = None;
+        inside {
+            /// The `drug` adapter.
+            drug: DrugSection;
+        }
     }
 }
 
 section! {
     /// `[task]`: what is learned and which parameters learn it.
     TaskSection at "task" {
-        /// `identification`, `masked-expression` or `batch-correction`. Default `identification`.
+        /// `identification`, `masked-expression`, `batch-correction` or `perturbation`. Default
+        /// `identification`.
         kind: TaskKind = TaskKind::Identification;
         /// `adapter` (adapters and head), `head` or `all`. Default `adapter`.
         trainable: Trainable = Trainable::Adapter;
@@ -315,8 +326,9 @@ section! {
         ema_evaluate: bool = true;
         /// Stop after this many epochs without a better validation metric. Default 0 = off.
         early_stop_patience: u64 = 0;
-        /// The metric that picks the best checkpoint: `loss`, `macro_f1`, `balanced_accuracy`, or
-        /// `auto`: the squared error of masked values for batch correction, else the loss.
+        /// The metric that picks the best checkpoint: `loss`, `macro_f1`, `balanced_accuracy`,
+        /// `pearson_delta` (perturbations), or `auto`: the squared error of masked values for batch
+        /// correction, else the loss.
         /// Default `auto`.
         select: Select = Select::Auto;
         /// Consecutive steps with non-finite gradients that are skipped before the run stops.
@@ -409,6 +421,8 @@ pub struct Config {
     pub adapter: AdapterSection,
     /// What is learned.
     pub task: TaskSection,
+    /// Perturbations.
+    pub perturbation: PerturbationSection,
     /// The optimisation.
     pub train: TrainSection,
     /// Saving.

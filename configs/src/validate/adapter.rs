@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::Check;
-use crate::schema::{AdapterKind, Config, Layers, ValueStyle};
+use crate::schema::{AdapterKind, Config, DrugBias, DrugReading, DrugSection, Layers, ValueStyle};
 
 pub(super) fn adapter(config: &Config, check: &mut Check<'_>) {
     let adapter = &config.adapter;
@@ -35,9 +35,74 @@ pub(super) fn adapter(config: &Config, check: &mut Check<'_>) {
     if let Some(layers) = &adapter.mlp_layers {
         listed_layers("adapter.mlp_layers", layers, check);
     }
+    if let Some(percent) = adapter.budget_percent {
+        check.positive("adapter.budget_percent", percent);
+    }
+    drug(config, check);
     kinds(config, check);
     if config.backbone.init.is_some() {
         fits_backbone(config, check);
+    }
+}
+
+/// The drug adapter: ranges, and keys that have no effect on a reading.
+fn drug(config: &Config, check: &mut Check<'_>) {
+    let (drug, usual) = (&config.adapter.drug, DrugSection::default());
+    listed_layers("adapter.drug.layers", &drug.layers, check);
+    for (key, value) in [
+        ("adapter.drug.bottleneck", Some(drug.bottleneck)),
+        ("adapter.drug.generator_hidden", drug.generator_hidden),
+        ("adapter.drug.tokens", Some(drug.tokens)),
+        ("adapter.drug.width", drug.width),
+    ] {
+        if let Some(value) = value {
+            check.at_least(key, value as u64, 1);
+        }
+    }
+    let used = config.adapter.kind.has(AdapterKind::Drug);
+    let squeezes = used && drug.reading == DrugReading::Bottleneck;
+    let generates = squeezes && drug.bias != DrugBias::Static;
+    for (key, set, works) in [
+        ("adapter.drug.reading", drug.reading != usual.reading, used),
+        (
+            "adapter.drug.layers",
+            drug.layers != usual.layers,
+            used && drug.reading != DrugReading::InputAdd,
+        ),
+        ("adapter.drug.site", drug.site != usual.site, squeezes),
+        (
+            "adapter.drug.bottleneck",
+            drug.bottleneck != usual.bottleneck,
+            squeezes,
+        ),
+        ("adapter.drug.bias", drug.bias != usual.bias, squeezes),
+        (
+            "adapter.drug.generator_hidden",
+            drug.generator_hidden.is_some(),
+            generates,
+        ),
+        (
+            "adapter.drug.activation",
+            drug.activation != usual.activation,
+            squeezes,
+        ),
+        (
+            "adapter.drug.tokens",
+            drug.tokens != usual.tokens,
+            used && drug.reading == DrugReading::Prefix,
+        ),
+    ] {
+        if set && !works {
+            let problem = if used {
+                format!(
+                    "`{key}` has no effect with `adapter.drug.reading = \"{}\"` and `bias = \"{}\"`",
+                    drug.reading, drug.bias
+                )
+            } else {
+                format!("`{key}` has no effect without the `drug` adapter")
+            };
+            check.conflict(key, problem, "remove it");
+        }
     }
 }
 
@@ -77,7 +142,13 @@ fn fits_backbone(config: &Config, check: &mut Check<'_>) {
     let (adapter, shape) = (&config.adapter, &config.backbone.shape);
     let attached = adapter.kind.attached();
     // TOKEN alone sits before the layers.
-    let own_layers = |kind: &AdapterKind| *kind == AdapterKind::Mlp && adapter.mlp_layers.is_some();
+    let own_layers = |kind: &AdapterKind| {
+        *kind == AdapterKind::Drug || (*kind == AdapterKind::Mlp && adapter.mlp_layers.is_some())
+    };
+    if adapter.kind.has(AdapterKind::Drug) && adapter.drug.reading != DrugReading::InputAdd {
+        let layers = &adapter.drug.layers;
+        chosen_layers("adapter.drug.layers", layers, shape.n_layers, check);
+    }
     if attached
         .iter()
         .any(|kind| *kind != AdapterKind::Token && !own_layers(kind))

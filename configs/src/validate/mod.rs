@@ -4,6 +4,7 @@
 
 mod adapter;
 mod architecture;
+mod perturbation;
 mod sampler;
 
 use std::fmt::Display;
@@ -29,6 +30,7 @@ pub(crate) fn validate(config: &Config, reader: &mut Reader) {
     architecture::architecture(config, &mut check);
     adapter::adapter(config, &mut check);
     task(config, &mut check);
+    perturbation::perturbation(config, &mut check);
     train(config, &mut check);
     rest(config, &mut check);
 }
@@ -120,6 +122,9 @@ fn required(config: &Config, check: &mut Check<'_>) {
         "the run needs cells",
         "add `corpus = \"DIR\"` under `[data]`; `scpeft-data import` makes such a directory",
     );
+    if config.task.kind == TaskKind::Perturbation && !check.refused("task.kind") {
+        perturbation::required(check);
+    }
     if config.task.kind == TaskKind::Identification && !check.refused("task.kind") {
         check.require(
             "data.label",
@@ -317,6 +322,8 @@ fn task(config: &Config, check: &mut Check<'_>) {
             "`task.trainable` is `adapter`, but `adapter.kind` is `none`: nothing would be adapted",
             "set `adapter.kind = \"lora\"` or `\"encoder\"`, or `task.trainable = \"head\"` or `\"all\"`",
         ),
+        // The comparison that adds the molecule to the input and trains everything.
+        (Trainable::All, false) if perturbation::adds_to_input(config) => {}
         (Trainable::Head | Trainable::All, false) => check.conflict(
             "adapter.kind",
             format!(
@@ -372,6 +379,7 @@ fn task(config: &Config, check: &mut Check<'_>) {
     match task.kind {
         TaskKind::MaskedExpression | TaskKind::BatchCorrection => expression(config, check),
         TaskKind::Identification => identification(config, check),
+        TaskKind::Perturbation => perturbation::task(config, check),
     }
     let unchanged = TaskSection::default().dab_weight;
     if task.kind != TaskKind::BatchCorrection && task.dab_weight.to_bits() != unchanged.to_bits() {
@@ -469,6 +477,13 @@ fn identification(config: &Config, check: &mut Check<'_>) {
 
 fn train(config: &Config, check: &mut Check<'_>) {
     let train = &config.train;
+    if train.select == Select::PearsonDelta && config.task.kind != TaskKind::Perturbation {
+        check.conflict(
+            "train.select",
+            "`train.select` is `pearson_delta`, which needs responses to perturbations",
+            "set `train.select = \"auto\"`",
+        );
+    }
     check.at_least("train.epochs", train.epochs, 1);
     if let Some(steps) = train.max_steps {
         check.at_least("train.max_steps", steps, 1);

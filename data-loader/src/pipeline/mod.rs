@@ -11,6 +11,7 @@
 mod domains;
 mod lengths;
 mod plan;
+mod rows;
 mod source;
 mod stream;
 mod window;
@@ -18,9 +19,10 @@ mod worker;
 
 use std::sync::Arc;
 
+pub use rows::Rows;
 pub use source::{Corrupt, SkippedCell};
-pub use stream::EpochStream;
 
+use crate::batch::StepBatches;
 use crate::corpus::Corpus;
 use crate::order::{EpochOrder, OrderOptions, Selection, Shuffle};
 use crate::sampler::{Sampler, WeightTable, class_balanced_weights};
@@ -29,7 +31,9 @@ use crate::tokenize::Tokenizer;
 use crate::{Error, Result};
 use domains::Domains;
 use lengths::Buckets;
+use rows::RowStream;
 use source::Source;
+use stream::CellStream;
 
 /// When masks are drawn anew.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +77,8 @@ pub struct LoaderOptions {
     /// alone. Each domain's last micro-batch of an epoch may be short; a global batch is then a fixed
     /// number of micro-batches, not of cells.
     pub domain_column: Option<String>,
+    /// The domain of each cell of the corpus, in place of a column: for domains that no column names.
+    pub domain_codes: Option<Arc<[i32]>>,
     /// What is done about damaged cells.
     pub corrupt: Corrupt,
     /// Whether cells of like length share a global batch. Batches are then less random: each holds cells
@@ -102,6 +108,7 @@ impl Default for LoaderOptions {
             sampler: Sampler::Uniform,
             batch_column: None,
             domain_column: None,
+            domain_codes: None,
             corrupt: Corrupt::Fail,
             length_buckets: false,
             micro_batch_tokens: None,
@@ -112,6 +119,37 @@ impl Default for LoaderOptions {
 /// Hands out the micro-batches of one rank. Cheap to share; each epoch is a stream of its own.
 pub struct Loader {
     shared: Arc<Shared>,
+    /// What is handed out in place of cells.
+    rows: Option<Arc<Rows>>,
+}
+
+/// The steps of one epoch. Dropping it ends its threads.
+pub struct EpochStream(Steps);
+
+enum Steps {
+    Cells(Box<CellStream>),
+    Rows(RowStream),
+}
+
+impl EpochStream {
+    /// Micro-batches that are ready and wait for their step.
+    pub fn ready(&self) -> usize {
+        match &self.0 {
+            Steps::Cells(stream) => stream.ready(),
+            Steps::Rows(_) => 0,
+        }
+    }
+}
+
+impl Iterator for EpochStream {
+    type Item = Result<StepBatches>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match &mut self.0 {
+            Steps::Cells(stream) => stream.next(),
+            Steps::Rows(stream) => stream.next().map(Ok),
+        }
+    }
 }
 
 struct Shared {
@@ -138,18 +176,22 @@ impl Loader {
         tokenizer: Arc<dyn Tokenizer>,
         options: LoaderOptions,
     ) -> Result<Self> {
-        check(&options, &selection)?;
+        check(&options, selection.cells())?;
         let codes = |column: &Option<String>| {
             let column = column.as_deref();
             column.map(|c| corpus.obs_codes(c)).transpose()
         };
         let labels = codes(&options.label_column)?;
         let batch_labels = codes(&options.batch_column)?;
-        let domains = codes(&options.domain_column)?;
+        let domains = match &options.domain_codes {
+            Some(codes) => Some(codes.to_vec()),
+            None => codes(&options.domain_column)?,
+        };
         for (column, codes) in [
             (&options.batch_column, &batch_labels),
             (&options.domain_column, &domains),
         ] {
+            // Codes without a column name are whole already.
             if let (Some(column), Some(codes)) = (column, codes) {
                 every_cell_has(&corpus, &selection, column, codes)?;
             }
@@ -169,17 +211,55 @@ impl Loader {
         };
         Ok(Self {
             shared: Arc::new(shared),
+            rows: None,
+        })
+    }
+
+    /// A loader over rows in memory; `selection` are the cells of `corpus` that they stand for.
+    ///
+    /// # Errors
+    /// When there are no rows, or the ranks do not divide the micro-batches of a global batch.
+    pub fn of_rows(
+        corpus: Arc<Corpus>,
+        selection: Selection,
+        tokenizer: Arc<dyn Tokenizer>,
+        rows: Arc<Rows>,
+        options: LoaderOptions,
+    ) -> Result<Self> {
+        check(&options, rows.len() as u64)?;
+        let shared = Shared {
+            source: Source::new(corpus, options.corrupt),
+            selection,
+            tokenizer,
+            options,
+            labels: None,
+            batch_labels: None,
+            domains: None,
+            weights: None,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            rows: Some(rows),
         })
     }
 
     /// Global batches in an epoch, the same in every epoch.
     pub fn batches_per_epoch(&self) -> u64 {
-        self.shared.batches()
+        match &self.rows {
+            Some(rows) => {
+                let options = &self.shared.options;
+                options.batches(rows.len() as u64, options.batch_cells as u64)
+            }
+            None => self.shared.batches(),
+        }
     }
 
-    /// Cells in the selection.
+    /// Cells in the selection, or rows.
     pub fn cells(&self) -> u64 {
-        self.shared.selection.cells()
+        match &self.rows {
+            Some(rows) => rows.len() as u64,
+            None => self.shared.selection.cells(),
+        }
     }
 
     /// What reading the corpus asked of its store so far, by this and all other loaders of it.
@@ -199,7 +279,36 @@ impl Loader {
 
     /// The steps of an epoch from `first_batch` on. Nothing before it is read.
     pub fn epoch(&self, epoch: u64, first_batch: u64) -> EpochStream {
-        EpochStream::new(self.shared.clone(), epoch, first_batch)
+        EpochStream(match &self.rows {
+            Some(rows) => Steps::Rows(RowStream::new(
+                rows.clone(),
+                self.shared.options.clone(),
+                epoch,
+                first_batch,
+                self.batches_per_epoch(),
+            )),
+            None => Steps::Cells(Box::new(CellStream::new(
+                self.shared.clone(),
+                epoch,
+                first_batch,
+            ))),
+        })
+    }
+}
+
+impl LoaderOptions {
+    /// Whether micro-batches hold cells of one domain alone.
+    fn by_domain(&self) -> bool {
+        self.domain_column.is_some() || self.domain_codes.is_some()
+    }
+
+    /// Global batches of so many items, `size` in each.
+    fn batches(&self, items: u64, size: u64) -> u64 {
+        if self.drop_last {
+            items / size
+        } else {
+            items.div_ceil(size)
+        }
     }
 }
 
@@ -209,11 +318,7 @@ impl Shared {
             None => (self.selection.cells(), self.options.batch_cells as u64),
             Some(domains) => (domains.micro_batches(), self.micro_per_batch()),
         };
-        if self.options.drop_last {
-            items / size
-        } else {
-            items.div_ceil(size)
-        }
+        self.options.batches(items, size)
     }
 
     /// Micro-batches in a full global batch.
@@ -279,7 +384,7 @@ fn weights(
         options.sampler,
         Sampler::ClassBalanced | Sampler::Weighted(_)
     );
-    if draws && options.domain_column.is_some() {
+    if draws && options.by_domain() {
         return Err(Error::options(
             "micro-batches of one domain need each cell once, but cells are to be drawn with replacement",
             "choose the uniform sampler, or leave the domain column out",
@@ -314,7 +419,7 @@ fn weights(
     }
 }
 
-fn check(options: &LoaderOptions, selection: &Selection) -> Result<()> {
+fn check(options: &LoaderOptions, items: u64) -> Result<()> {
     let fail = |problem: String, help: &str| Err(Error::options(problem, help));
     let LoaderOptions {
         batch_cells: batch,
@@ -338,14 +443,14 @@ fn check(options: &LoaderOptions, selection: &Selection) -> Result<()> {
             "",
         );
     }
-    if selection.cells() == 0 {
+    if items == 0 {
         return fail(
             "the selection has no cells".into(),
             "check the column and the values it is made from",
         );
     }
     let sorted = options.length_buckets || options.micro_batch_tokens.is_some();
-    if sorted && options.domain_column.is_some() {
+    if sorted && options.by_domain() {
         return fail(
             "micro-batches of one domain cannot be made by length too".into(),
             "leave the domain column out, or length buckets and the token budget",

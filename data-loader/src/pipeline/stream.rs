@@ -18,8 +18,8 @@ use crate::{Error, Result};
 /// the others have something to do meanwhile.
 const WAITING_THREADS: usize = 2;
 
-/// The steps of one epoch. Dropping it ends its threads.
-pub struct EpochStream {
+/// The steps of one epoch over cells. Dropping it ends its threads.
+pub(super) struct CellStream {
     shared: Arc<Shared>,
     windows: Windows,
     plan: Plan,
@@ -37,7 +37,7 @@ pub struct EpochStream {
     empty: Arc<AtomicU64>,
 }
 
-impl EpochStream {
+impl CellStream {
     pub(super) fn new(shared: Arc<Shared>, epoch: u64, first_batch: u64) -> Self {
         let (jobs, queue) = unbounded();
         let (results, done) = unbounded();
@@ -103,7 +103,7 @@ impl EpochStream {
     }
 
     /// Micro-batches that are ready and wait for their step.
-    pub fn ready(&self) -> usize {
+    pub(super) fn ready(&self) -> usize {
         self.ready.len() + self.done.len()
     }
 
@@ -188,7 +188,7 @@ impl EpochStream {
     }
 }
 
-impl Iterator for EpochStream {
+impl Iterator for CellStream {
     type Item = Result<StepBatches>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -209,7 +209,7 @@ impl Iterator for EpochStream {
     }
 }
 
-impl Drop for EpochStream {
+impl Drop for CellStream {
     fn drop(&mut self) {
         self.stop();
     }

@@ -236,7 +236,7 @@ fn full_size(purpose: Purpose, kind: &str) -> (usize, usize) {
             }
         }
         // Of scDCA: its counts are golden cases of their own.
-        Purpose::Treatment => Heads {
+        Purpose::Treatment | Purpose::TreatmentWithDecoder => Heads {
             affine: Some(AffineOptions::default()),
             ..Heads::default()
         },

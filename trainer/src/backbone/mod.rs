@@ -12,13 +12,13 @@ use std::sync::Arc;
 use scpeft_checkpoint::published::Weights;
 use scpeft_checkpoint::{Dtype, HostTensor, Mapping, fsx};
 use scpeft_config::{Config, Trainable};
-use scpeft_data::{Corpus, Overlap, Tokenizer};
+use scpeft_data::{Corpus, GeneMap, Overlap, Tokenizer};
 use scpeft_model::adapter::Names;
 use scpeft_model::backbone::{Architecture, Heads, Shape};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// Sub-directory of a run directory that holds what it takes to use the run's checkpoints without
 /// the original backbone directory.
@@ -60,6 +60,18 @@ trait Opened: std::fmt::Debug {
 
     /// The tokeniser of a corpus, and how well their genes fit.
     fn tokenizer(&self, config: &Config, corpus: &Corpus) -> Result<(Arc<dyn Tokenizer>, Overlap)>;
+
+    /// The token of each gene of a corpus, for rows that hold every gene in one order.
+    ///
+    /// # Errors
+    /// No gene in the vocabulary, or a backbone that has no such rows.
+    fn gene_map(&self, config: &Config, _corpus: &Corpus) -> Result<GeneMap> {
+        Err(Failure::config(format!(
+            "`backbone.architecture = \"{}\"` does not take rows of expression values, which responses need\n\
+             help: set `backbone.architecture = \"scgpt\"`",
+            config.backbone.architecture
+        )))
+    }
 
     /// The value that stands for a masked one.
     fn mask_value(&self) -> f32;
@@ -112,6 +124,14 @@ impl Backbone {
         corpus: &Corpus,
     ) -> Result<(Arc<dyn Tokenizer>, Overlap)> {
         self.opened.tokenizer(config, corpus)
+    }
+
+    /// The token of each gene of a corpus, for rows that hold every gene in one order.
+    ///
+    /// # Errors
+    /// No gene in the vocabulary, or a backbone that has no such rows.
+    pub fn gene_map(&self, config: &Config, corpus: &Corpus) -> Result<GeneMap> {
+        self.opened.gene_map(config, corpus)
     }
 
     /// The value that stands for a masked one.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary};
 use scpeft_checkpoint::{ScgptDirectory, fsx};
 use scpeft_config::Config;
-use scpeft_data::{Corpus, Overlap, ScgptOptions, ScgptTokenizer, Tokenizer, Vocab};
+use scpeft_data::{Corpus, GeneMap, Overlap, ScgptOptions, ScgptTokenizer, Tokenizer, Vocab};
 use scpeft_model::adapter::Names;
 use scpeft_model::backbone::scgpt::{Blueprint, NAMES, ValueStyle};
 use scpeft_model::backbone::{Architecture, Heads, Shape};
@@ -180,8 +180,7 @@ impl Opened for OpenedScgpt {
     }
 
     fn tokenizer(&self, config: &Config, corpus: &Corpus) -> Result<(Arc<dyn Tokenizer>, Overlap)> {
-        let key = crate::feed::gene_key(config.data.gene_key);
-        let genes = self.vocab.match_genes(corpus.genes(), key)?;
+        let genes = self.gene_map(config, corpus)?;
         let overlap = genes.overlap().clone();
         let conventions = self.conventions();
         let defaults = ScgptOptions::for_values(corpus.value_kind());
@@ -204,6 +203,11 @@ impl Opened for OpenedScgpt {
         };
         let tokenizer = ScgptTokenizer::new(&self.vocab, genes, corpus.value_kind(), options)?;
         Ok((Arc::new(tokenizer), overlap))
+    }
+
+    fn gene_map(&self, config: &Config, corpus: &Corpus) -> Result<GeneMap> {
+        let key = crate::feed::gene_key(config.data.gene_key);
+        Ok(self.vocab.match_genes(corpus.genes(), key)?)
     }
 
     fn mask_value(&self) -> f32 {

@@ -9,88 +9,17 @@ use scpeft_evaluation::study::Labelled;
 
 use crate::args::EvaluateArgs;
 use crate::failure::{Failure, Result};
+use crate::perturbation::labels::{Column, Columns, Labels};
 
 /// What counts are scaled to before the logarithm.
 const TARGET: f32 = 1e4;
-/// The context of a corpus without a column of contexts.
-pub(super) const ONE_CONTEXT: &str = "all";
 
-/// A column of categories, cell by cell.
-struct Column {
-    codes: Vec<i32>,
-    names: HashMap<i32, String>,
-}
-
-impl Column {
-    fn read(corpus: &Corpus, name: &str) -> Result<Self> {
-        let categories = corpus.categories(name)?;
-        Ok(Self {
-            names: (0..).zip(categories.iter().cloned()).collect(),
-            codes: corpus.obs_codes(name)?,
-        })
-    }
-
-    /// The category of a cell, `None` where it is missing.
-    fn of(&self, cell: u64) -> Option<&String> {
-        self.names.get(self.codes.get(cell as usize)?)
-    }
-}
-
-/// What was done to each cell.
-struct Labels {
-    perturbation: Column,
-    context: Option<Column>,
-    dose: Option<Column>,
-}
-
-impl Labels {
-    fn read(corpus: &Corpus, args: &EvaluateArgs) -> Result<Self> {
-        let perturbation = Column::read(corpus, &args.perturbation)?;
-        if !perturbation
-            .names
-            .values()
-            .any(|name| *name == args.control)
-        {
-            let mut known: Vec<String> = perturbation
-                .names
-                .values()
-                .map(|n| format!("`{n}`"))
-                .collect();
-            known.sort_unstable();
-            return Err(Failure::config(format!(
-                "`{}` is no category of obs column `{}`, so there are no control cells\nhelp: present are: {}",
-                args.control,
-                args.perturbation,
-                known.join(", ")
-            )));
-        }
-        let optional = |name: &Option<String>| {
-            name.as_ref()
-                .map(|name| Column::read(corpus, name))
-                .transpose()
-        };
-        Ok(Self {
-            perturbation,
-            context: optional(&args.context)?,
-            dose: optional(&args.dose)?,
-        })
-    }
-
-    /// The condition of a cell; `None` when it is not known.
-    fn of(&self, cell: u64) -> Option<Condition> {
-        let context = match &self.context {
-            Some(column) => column.of(cell)?.clone(),
-            None => ONE_CONTEXT.to_owned(),
-        };
-        Some(Condition {
-            perturbation: self.perturbation.of(cell)?.clone(),
-            context,
-            dose: self
-                .dose
-                .as_ref()
-                .and_then(|column| column.of(cell))
-                .cloned(),
-        })
+fn columns(args: &EvaluateArgs) -> Columns<'_> {
+    Columns {
+        perturbation: &args.perturbation,
+        control: &args.control,
+        context: args.context.as_deref(),
+        dose: args.dose.as_deref(),
     }
 }
 
@@ -125,7 +54,7 @@ pub(super) fn groups(
 /// # Errors
 /// Columns or a control label that the corpus does not have, or cells that cannot be read.
 pub(super) fn read(corpus: &Corpus, args: &EvaluateArgs) -> Result<Labelled> {
-    let labels = Labels::read(corpus, args)?;
+    let labels = Labels::read(corpus, &columns(args))?;
     let chosen = choose(corpus, &labels, args);
     let genes = scored_genes(corpus, &labels, &chosen, args)?;
     let mut labelled = Labelled {
@@ -193,9 +122,7 @@ fn scored_genes(
     if n <= args.genes {
         return Ok((0..n as u32).collect());
     }
-    let is_control = |cell: u64| {
-        chosen.contains_key(&cell) && labels.perturbation.of(cell) == Some(&args.control)
-    };
+    let is_control = |cell: u64| chosen.contains_key(&cell) && labels.is_control(cell);
     let (mut sums, mut squares, mut cells) = (vec![0.0f64; n], vec![0.0f64; n], 0u64);
     visit(corpus, &is_control, &mut |_, genes, values| {
         cells += 1;

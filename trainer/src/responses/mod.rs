@@ -2,6 +2,7 @@
 
 mod cells;
 mod profiles;
+mod trained;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +18,9 @@ use serde_json::json;
 
 use crate::args::{EvaluateArgs, HoldOut};
 use crate::failure::{Failure, Result};
+use trained::Trained;
+
+pub(crate) use profiles::{Row, write_rows};
 
 const REPORT: &str = "report.json";
 
@@ -27,21 +31,35 @@ const REPORT: &str = "report.json";
 /// that do not fit, a split that leaks or leaves a part empty.
 pub fn evaluate(args: &EvaluateArgs) -> Result<String> {
     let existing = existing(args)?;
+    let trained = args.run.as_deref().map(Trained::open).transpose()?;
+    let args = &match &trained {
+        Some(trained) => trained.complete(args),
+        None => args.clone(),
+    };
+    require_named(args)?;
     let corpus = Corpus::open(&args.corpus)?;
     let mut labelled = cells::read(&corpus, args)?;
     if let Some(path) = &args.molecules {
         labelled.features = Some(features(path, &labelled)?);
     }
+    let mut models: Vec<Predicted> = Vec::new();
+    let rule = match (&trained, &args.run) {
+        (Some(trained), Some(run)) => {
+            let (own, rule) = trained.predict(run, args, &mut labelled)?;
+            models = own;
+            rule
+        }
+        _ => rule(&corpus, args)?,
+    };
+    for path in &args.predictions {
+        models.push(profiles::read(path, &labelled, args)?);
+    }
     let plan = Plan {
-        rule: rule(&corpus, args)?,
+        rule,
         seed: args.seed,
         baselines: study::default_baselines(args.fingerprints),
         options: Options::default(),
     };
-    let models = args.predictions.iter();
-    let models: Vec<Predicted> = models
-        .map(|path| profiles::read(path, &labelled, args))
-        .collect::<Result<_>>()?;
     let study = study::run(&labelled, &plan, &models)?;
     fsx::publish_dir(&args.output, existing, |dir| {
         write(dir, &study, &labelled.genes, args)
@@ -51,6 +69,22 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<String> {
         summary(&study.report),
         args.output.display()
     ))
+}
+
+/// What a run would have said.
+fn require_named(args: &EvaluateArgs) -> Result<()> {
+    for (name, missing) in [
+        ("--corpus", args.corpus.as_os_str().is_empty()),
+        ("--perturbation", args.perturbation.is_empty()),
+        ("--control", args.control.is_empty()),
+    ] {
+        if missing {
+            return Err(Failure::config(format!(
+                "`{name}` is missing\nhelp: name it, or a trained run with `--run`, which knows its own"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn existing(args: &EvaluateArgs) -> Result<Existing> {

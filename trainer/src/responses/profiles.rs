@@ -14,9 +14,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use scpeft_evaluation::splits::Condition;
 use scpeft_evaluation::study::{Labelled, Predicted, Study};
 
-use super::cells::ONE_CONTEXT;
 use crate::args::EvaluateArgs;
 use crate::failure::{Failure, Result, io};
+use crate::perturbation::labels::ONE_CONTEXT;
 
 /// Reads the profiles of one model, which is named like the file.
 ///
@@ -99,7 +99,7 @@ fn add(
 }
 
 /// Model, condition and profile.
-type Row<'a> = (&'a str, &'a Condition, &'a Vec<f64>);
+pub(crate) type Row<'a> = (&'a str, &'a Condition, &'a Vec<f64>);
 
 /// Writes the profiles of all models and baselines, with a column `model`.
 ///
@@ -109,6 +109,14 @@ pub(super) fn write(path: &Path, study: &Study, genes: &[String]) -> Result<()> 
     let rows: Vec<Row<'_>> = (study.profiles.iter())
         .flat_map(|p| p.profiles.iter().map(|(c, v)| (p.model.as_str(), c, v)))
         .collect();
+    write_rows(path, &rows, genes)
+}
+
+/// Writes profiles over `genes`, a row each.
+///
+/// # Errors
+/// When the file cannot be written.
+pub(crate) fn write_rows(path: &Path, rows: &[Row<'_>], genes: &[String]) -> Result<()> {
     let text = |of: fn(&Row<'_>) -> Option<String>| -> ArrayRef {
         Arc::new(rows.iter().map(of).collect::<StringArray>())
     };

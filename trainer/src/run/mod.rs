@@ -29,6 +29,7 @@ use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::non_finite::Search;
 use crate::optim::{Adam, Ema, Schedule};
+use crate::perturbation;
 use crate::record::Recorder;
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
@@ -146,13 +147,17 @@ pub fn parameters(args: &ParametersArgs) -> Result<String> {
 
 /// The configuration of a file and overrides; one of them must be there.
 pub(crate) fn load_config(file: Option<&Path>, overrides: &[String]) -> Result<Resolved> {
-    match file {
-        Some(path) => Ok(scpeft_config::load(path, overrides)?),
-        None if overrides.is_empty() => Err(Failure::config(
-            "no configuration\nhelp: `scpeft-train --config FILE`; `scpeft-train keys` lists every key",
-        )),
-        None => Ok(scpeft_config::resolve(None, overrides)?),
-    }
+    let mut resolved = match file {
+        Some(path) => scpeft_config::load(path, overrides)?,
+        None if overrides.is_empty() => {
+            return Err(Failure::config(
+                "no configuration\nhelp: `scpeft-train --config FILE`; `scpeft-train keys` lists every key",
+            ));
+        }
+        None => scpeft_config::resolve(None, overrides)?,
+    };
+    perturbation::complete(&mut resolved.config)?;
+    Ok(resolved)
 }
 
 /// Rank 0's outputs; other ranks have none.

@@ -1,3 +1,4 @@
+use std::rc::Rc;
 use std::sync::Arc;
 
 use scpeft_data::MicroBatch;
@@ -5,6 +6,9 @@ use scpeft_model::backbone::Inputs;
 use tch::{Device, Tensor};
 
 use crate::failure::{Failure, Result};
+use crate::perturbation::Responses;
+
+use super::reference::Reference;
 
 /// The batches (donors, assays, plates) that a model knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +87,10 @@ pub struct Staging {
     pub pad_id: i32,
     /// The batches, for models that are told of them.
     pub batches: Option<Arc<Batches>>,
+    /// What cells were treated with, on the task of responses.
+    pub responses: Option<Arc<Responses>>,
+    /// The model without adapters, where outputs are compared with its own.
+    pub reference: Option<Rc<Reference>>,
 }
 
 /// A micro-batch with its tensors on the device.
@@ -92,6 +100,9 @@ pub struct DeviceBatch<'a> {
     pub host: &'a MicroBatch,
     /// Input of the encoder.
     pub inputs: Inputs,
+    /// What the model without adapters makes of the inputs, where outputs are compared with it: f32
+    /// `[B, S]`, without a graph.
+    pub reference: Option<Tensor>,
     device: Device,
 }
 
@@ -132,11 +143,35 @@ impl Staging {
             inputs.domain = indices.first().map(|&index| index as usize);
             inputs.batch_labels = Some(Tensor::f_from_slice(&indices)?.f_to_device(self.device)?);
         }
+        if let Some(responses) = &self.responses {
+            inputs.treatment = self.treatment(responses, host)?;
+        }
+        let reference = match (&self.reference, &self.responses) {
+            (Some(reference), Some(responses)) => {
+                Some(reference.of_batch(responses, host, &inputs)?)
+            }
+            _ => None,
+        };
         Ok(DeviceBatch {
             host,
             inputs,
+            reference,
             device: self.device,
         })
+    }
+
+    /// What each cell was treated with: f32 `[B, W]`; `None` when the model is not told.
+    fn treatment(&self, responses: &Responses, host: &MicroBatch) -> Result<Option<Tensor>> {
+        let Some(treatments) = &responses.treatments else {
+            return Ok(None);
+        };
+        let mut flat = Vec::with_capacity(host.rows * treatments.width);
+        for &cell in &host.cells {
+            flat.extend_from_slice(responses.treatment(cell)?);
+        }
+        let shape = [host.rows as i64, treatments.width as i64];
+        let flat = Tensor::f_from_slice(&flat)?.f_view(shape)?;
+        Ok(Some(self.upload(&flat)?))
     }
 }
 

@@ -258,7 +258,7 @@ impl Task for Identification {
 
     fn selection(&self) -> (&'static str, bool) {
         match self.options.select {
-            Select::Auto | Select::Loss => ("loss", false),
+            Select::Auto | Select::Loss | Select::PearsonDelta => ("loss", false),
             Select::MacroF1 => ("macro_f1", true),
             Select::BalancedAccuracy => ("balanced_accuracy", true),
         }

@@ -6,10 +6,17 @@
 mod batch;
 mod expression;
 mod identification;
+mod perturbation;
+mod reference;
 
 pub use batch::{Batches, DeviceBatch, Staging};
 pub use expression::{Ecs, ExpressionOptions, ExpressionTask};
 pub use identification::{Identification, IdentificationOptions, class_weights};
+pub use perturbation::PerturbationTask;
+pub(crate) use perturbation::{host_rows, respond};
+pub use reference::Reference;
+
+use std::sync::Arc;
 
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::MicroBatch;
@@ -18,6 +25,7 @@ use scpeft_model::exec::Pass;
 use tch::{Kind, Tensor};
 
 use crate::failure::{Failure, Result};
+use crate::perturbation::Responses;
 use crate::scores::Confusion;
 use crate::settings;
 
@@ -143,6 +151,7 @@ pub fn build(
     config: &Config,
     labels: &LabelInfo,
     batches: Option<&Batches>,
+    responses: Option<&Arc<Responses>>,
     classifier_layers: usize,
     mask_value: f32,
 ) -> Result<Box<dyn Task>> {
@@ -183,6 +192,13 @@ pub fn build(
             }
             Ok(Box::new(ExpressionTask::new(options)))
         }
+        TaskKind::Perturbation => match responses {
+            Some(responses) => Ok(Box::new(PerturbationTask::new(config, responses))),
+            None => Err(Failure::new(
+                scpeft_protocol::exit::INTERNAL,
+                "a task of responses was made without any; please report it",
+            )),
+        },
     }
 }
 

@@ -84,6 +84,11 @@ pub enum Rule {
         /// Share of the combinations of seen genes that train (published 0.75).
         combinations: f64,
     },
+    /// Exactly these conditions: the split that a model was trained with.
+    Given {
+        /// The conditions that are held out.
+        test: BTreeSet<Condition>,
+    },
 }
 
 impl Rule {
@@ -98,6 +103,7 @@ impl Rule {
             Self::UnseenContext { drugs: 0, .. } => "unseen_context_zero_shot",
             Self::UnseenContext { .. } => "unseen_context_few_shot",
             Self::Simulation { .. } => "simulation",
+            Self::Given { .. } => "as_trained",
         }
     }
 }
@@ -159,6 +165,10 @@ impl Split {
                     fraction("combinations", *combinations)?,
                 ];
                 simulation::held_out(&sorted, shares, &mut rng)
+            }
+            Rule::Given { test } => {
+                let known = sorted.iter().filter(|c| test.contains(**c));
+                known.map(|&c| c.clone()).collect()
             }
         };
         let parts = sorted.iter().map(|&c| {

@@ -273,12 +273,12 @@ impl Drug {
         positive("the width of a treatment", options.width)?;
         match options.reading {
             DrugReading::Bottleneck(own) => {
-                positive("adapter.bottleneck", own.bottleneck)?;
+                positive("adapter.drug.bottleneck", own.bottleneck)?;
                 if let Generator::Mlp { hidden } = own.generator {
-                    positive("adapter.generator_hidden", hidden)?;
+                    positive("adapter.drug.generator_hidden", hidden)?;
                 }
             }
-            DrugReading::Prefix { tokens } => positive("adapter.token_nums", tokens)?,
+            DrugReading::Prefix { tokens } => positive("adapter.drug.tokens", tokens)?,
             DrugReading::InputAdd => {}
         }
         Ok(Self {

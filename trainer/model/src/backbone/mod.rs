@@ -87,6 +87,8 @@ pub enum Purpose {
     Perturbation,
     /// Response to treatments that the drug adapter is told of: nothing but adapters (scDCA).
     Treatment,
+    /// The same, and the decoder.
+    TreatmentWithDecoder,
 }
 
 /// A micro-batch on the device.

@@ -14,5 +14,6 @@ pub(super) fn trained(purpose: Purpose) -> &'static [&'static str] {
         Purpose::Population => &["decoder.", "mvc_decoder."],
         Purpose::Perturbation => &["decoder.", "value_encoder.", "pert_encoder."],
         Purpose::Treatment => &[],
+        Purpose::TreatmentWithDecoder => &["decoder."],
     }
 }
