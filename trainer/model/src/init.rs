@@ -123,12 +123,13 @@ pub fn orthogonal_rows(directions: &[f32], lengths: &[f32], width: usize) -> Vec
             for _ in 0..2 {
                 for other in &unit {
                     let along: f64 = row.iter().zip(other).map(|(x, y)| x * y).sum();
-                    row.iter_mut().zip(other).for_each(|(x, y)| *x -= along * y);
+                    for (x, y) in row.iter_mut().zip(other) {
+                        *x -= along * y;
+                    }
                 }
             }
             let norm = length(&row);
-            row.iter_mut().for_each(|x| *x /= norm);
-            unit.push(row);
+            unit.push(row.into_iter().map(|x| x / norm).collect());
         }
         out.extend(unit.into_iter().flatten());
     }

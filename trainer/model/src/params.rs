@@ -312,11 +312,11 @@ impl Params {
                 store.load(&value)?
             } else {
                 let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
-                if !spec.role.is_parameter() {
+                if spec.role.is_parameter() {
+                    frozen
+                } else {
                     // Updated in place: must not write into the weights it was loaded from.
                     crate::ops::copy(&frozen)?
-                } else {
-                    frozen
                 }
             };
             entries.insert(

@@ -137,7 +137,7 @@ impl Favor {
                 let count = count_of(&along, &value, dims)?;
                 found = Some(match found {
                     None => Largest { value, count },
-                    Some(before) => before.with(value, &count)?,
+                    Some(before) => before.with(&value, &count)?,
                 });
             }
             match found {
@@ -279,13 +279,13 @@ impl Favor {
 
 impl Largest {
     /// The largest of these and of others, of which `count` attain `value`.
-    fn with(self, value: Tensor, count: &Tensor) -> Result<Self> {
-        let both = self.value.f_maximum(&value)?;
+    fn with(self, value: &Tensor, count: &Tensor) -> Result<Self> {
+        let both = self.value.f_maximum(value)?;
         let of = |count: &Tensor, value: &Tensor| -> Result<Tensor> {
             let kept = cast(&value.f_eq_tensor(&both)?, count.f_kind()?)?;
             Ok(count.f_mul(&kept)?)
         };
-        let count = of(&self.count, &self.value)?.f_add(&of(count, &value)?)?;
+        let count = of(&self.count, &self.value)?.f_add(&of(count, value)?)?;
         Ok(Self { value: both, count })
     }
 }

@@ -280,6 +280,6 @@ impl Stack for PerformerBlocks {
         wanted: bool,
         context: &BlockContext,
     ) -> Result<Option<Tensor>> {
-        stages::backward(self, layer, hidden, gradient, wanted, context)
+        stages::backward(self, layer, &hidden, gradient, wanted, context)
     }
 }

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 pub(super) fn backward(
     blocks: &PerformerBlocks,
     layer: usize,
-    hidden: Tensor,
+    hidden: &Tensor,
     gradient: &Tensor,
     wanted: bool,
     context: &BlockContext,
