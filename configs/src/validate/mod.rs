@@ -477,13 +477,6 @@ fn identification(config: &Config, check: &mut Check<'_>) {
 
 fn train(config: &Config, check: &mut Check<'_>) {
     let train = &config.train;
-    if train.select == Select::PearsonDelta && config.task.kind != TaskKind::Perturbation {
-        check.conflict(
-            "train.select",
-            "`train.select` is `pearson_delta`, which needs responses to perturbations",
-            "set `train.select = \"auto\"`",
-        );
-    }
     check.at_least("train.epochs", train.epochs, 1);
     if let Some(steps) = train.max_steps {
         check.at_least("train.max_steps", steps, 1);

@@ -41,6 +41,13 @@ pub(super) fn perturbation(config: &Config, check: &mut Check<'_>) {
     if check.refused("task.kind") || config.task.kind == TaskKind::Perturbation {
         return;
     }
+    if config.train.select == Select::PearsonDelta {
+        check.conflict(
+            "train.select",
+            "`train.select` is `pearson_delta`, which needs responses to perturbations",
+            "set `train.select = \"auto\"`",
+        );
+    }
     if *own != PerturbationSection::default() {
         check.conflict(
             "perturbation.column",
