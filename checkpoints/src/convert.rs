@@ -6,26 +6,30 @@ use scpeft_checkpoint::published::geneformer::genes::Pickles;
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
 };
+use scpeft_checkpoint::published::scbert::{self, ScbertWeights};
 use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary, wanted_shapes};
 use scpeft_checkpoint::run::verify_checkpoint;
 use scpeft_checkpoint::{
-    CheckpointStore, Error, GeneformerDirectory, HostTensor, ScgptDirectory, TensorFile, fsx,
-    read_adapter, write_safetensors,
+    CheckpointStore, Error, GeneformerDirectory, HostTensor, ScbertDirectory, ScgptDirectory,
+    TensorFile, fsx, read_adapter, write_safetensors,
 };
 
 use crate::inspect::Kind;
 
-/// Dictionaries of genes that the command line names.
+/// Dictionaries and lists of genes that the command line names.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GivenPickles {
     pub(crate) tokens: Option<PathBuf>,
     pub(crate) medians: Option<PathBuf>,
     pub(crate) other_names: Option<PathBuf>,
+    pub(crate) panel: Option<PathBuf>,
 }
 
 /// Converts a tensor file to safetensors, or a published directory to our form.
 pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Result<String, Error> {
     let count = match Kind::of(input)? {
+        Kind::File if pickles.panel.is_some() => scbert_directory(input, output, pickles.panel)?,
+        Kind::Scbert => scbert_directory(input, output, pickles.panel)?,
         Kind::File => {
             fsx::refuse_existing(output)?;
             let file = TensorFile::open(input)?;
@@ -54,6 +58,43 @@ pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Res
     Ok(format!("{}: {count} tensors\n", output.display()))
 }
 
+/// Puts the weights of an scBERT and the genes of its panel into one directory; returns the number of
+/// tensors. `input` is a file of weights, or a directory with one and perhaps the genes.
+fn scbert_directory(input: &Path, output: &Path, panel: Option<PathBuf>) -> Result<usize, Error> {
+    fsx::refuse_existing(output)?;
+    let file = if input.is_file() {
+        input.to_owned()
+    } else {
+        let names = ["model.safetensors", scbert::PUBLISHED];
+        let found = names.map(|name| input.join(name)).into_iter();
+        found
+            .filter(|path| path.is_file())
+            .next()
+            .ok_or_else(|| Error::MissingFile {
+                dir: input.to_owned(),
+                wanted: names.join(" or "),
+                help: "name the file of weights itself",
+            })?
+    };
+    let panel = panel.unwrap_or_else(|| input.join(scbert::GENES));
+    if !panel.is_file() {
+        return Err(Error::MissingFile {
+            dir: input.to_owned(),
+            wanted: scbert::GENES.to_owned(),
+            help: "the genes of the panel are no part of the weights: write the columns of \
+                   panglao_human.h5ad in their order into a text, one a line, and name it with \
+                   `--panel TEXT`",
+        });
+    }
+    let weights = ScbertWeights::open(&file)?;
+    weights.file().verify()?;
+    let genes = scbert::read_genes(&panel)?;
+    scbert::check_panel(&panel, &genes, weights.config())?;
+    let tensors = named(weights.tensors());
+    ScbertDirectory::write(output, weights.config(), &genes, &tensors)?;
+    Ok(tensors.len())
+}
+
 /// Puts published weights and dictionaries into one directory; returns the number of tensors.
 fn geneformer_directory(
     input: &Path,
@@ -69,6 +110,7 @@ fn geneformer_directory(
         tokens,
         medians,
         other_names,
+        ..
     } = pickles;
     let converted = tokens.is_none() && medians.is_none() && other_names.is_none();
     let genes = match GeneDictionaries::read(input) {
@@ -107,6 +149,17 @@ pub(crate) fn choose_checkpoint(run: &Path) -> Result<PathBuf, Error> {
 pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> {
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
+    if backbone.join(scbert::CONFIG).is_file() {
+        return Err(Error::Content {
+            path: backbone,
+            reason: "a run on an scBERT keeps the vectors of genes and the random features, which \
+                     never train, out of its checkpoints"
+                .to_owned(),
+            help: Some(
+                "its adapter directory is all that the run changed; use that with the backbone",
+            ),
+        });
+    }
     if backbone.join(geneformer::CONFIG).is_file() {
         return export_geneformer(checkpoint, &backbone, output);
     }
@@ -163,7 +216,11 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .ancestors()
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
-    if run.join("backbone").join(geneformer::CONFIG).is_file() {
+    let marks = [geneformer::CONFIG, scbert::CONFIG];
+    if marks
+        .iter()
+        .any(|name| run.join("backbone").join(name).is_file())
+    {
         return Ok(run.join("backbone"));
     }
     for name in ["backbone/args.json", "backbone/vocab.json"] {

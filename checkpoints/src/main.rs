@@ -43,7 +43,8 @@ enum Command {
         path: PathBuf,
     },
     /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
-    /// and converted names (of a Geneformer also with its dictionaries), or a fine-tuned checkpoint of the scPEFT reference to an adapter.
+    /// and converted names (of a Geneformer also with its dictionaries), the weights of an scBERT and
+    /// the genes of its panel to such a directory, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
@@ -79,8 +80,8 @@ enum Command {
     },
 }
 
-/// The dictionaries of genes of a Geneformer, published as pickles apart from the weights. Those that
-/// lie beside the weights need not be named.
+/// The dictionaries of genes of a Geneformer, published as pickles apart from the weights, and the
+/// panel of an scBERT. Those that lie beside the weights need not be named.
 #[derive(Debug, Args)]
 struct Dictionaries {
     /// Of a Geneformer: token_dictionary….pkl.
@@ -92,6 +93,9 @@ struct Dictionaries {
     /// Of a Geneformer of the second generation: ensembl_mapping_dict….pkl.
     #[arg(long, value_name = "PICKLE", conflicts_with = "from_scpeft")]
     ensembl_map: Option<PathBuf>,
+    /// Of an scBERT: a text with the genes of its panel in their order, one a line.
+    #[arg(long, value_name = "TEXT", conflicts_with = "from_scpeft")]
+    panel: Option<PathBuf>,
 }
 
 impl Dictionaries {
@@ -104,6 +108,7 @@ impl Dictionaries {
             tokens: named(&self.tokens)?,
             medians: named(&self.medians)?,
             other_names: named(&self.ensembl_map)?,
+            panel: named(&self.panel)?,
         })
     }
 }
