@@ -11,7 +11,7 @@ use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary, wanted_shapes};
 use scpeft_checkpoint::run::verify_checkpoint;
 use scpeft_checkpoint::{
     CheckpointStore, Error, GeneformerDirectory, HostTensor, ScbertDirectory, ScgptDirectory,
-    TensorFile, fsx, read_adapter, write_safetensors,
+    TensorFile, fsx, peft, read_adapter, write_safetensors,
 };
 
 use crate::inspect::Kind;
@@ -150,15 +150,7 @@ pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> 
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
     if backbone.join(scbert::CONFIG).is_file() {
-        return Err(Error::Content {
-            path: backbone,
-            reason: "a run on an scBERT keeps the vectors of genes and the random features, which \
-                     never train, out of its checkpoints"
-                .to_owned(),
-            help: Some(
-                "its adapter directory is all that the run changed; use that with the backbone",
-            ),
-        });
+        return export_scbert(checkpoint, output);
     }
     if backbone.join(geneformer::CONFIG).is_file() {
         return export_geneformer(checkpoint, &backbone, output);
@@ -198,6 +190,38 @@ fn export_geneformer(checkpoint: &Path, backbone: &Path, output: &Path) -> Resul
         tensors.len(),
         opened.fingerprint()
     ))
+}
+
+/// Writes the model of a run on an scBERT, adapters and all, as one file with the names of the scPEFT
+/// reference: vectors of genes and directions never train and come from the backbone.
+fn export_scbert(checkpoint: &Path, output: &Path) -> Result<String, Error> {
+    fsx::refuse_existing(output)?;
+    let dir = checkpoint.join("adapter");
+    let (config, tensors) = read_adapter(&dir)?;
+    let record = config.scpeft.unwrap_or_default();
+    let named = config.base_model_name_or_path.unwrap_or_default();
+    let refuse = |reason: String| {
+        Err(Error::Content {
+            path: dir.clone(),
+            reason,
+            help: Some(
+                "vectors of genes and random features never train and are in no checkpoint: only a \
+                 run on a `backbone.path` that is still there can be exported",
+            ),
+        })
+    };
+    if !Path::new(&named).is_dir() {
+        return refuse(format!("its backbone `{named}` is no directory"));
+    }
+    let backbone = ScbertDirectory::open(Path::new(&named))?;
+    if backbone.fingerprint() != record.backbone_fingerprint {
+        return refuse(format!("its backbone `{named}` has other weights now"));
+    }
+    let tensors = peft::from_file_layout(&record.adapters, tensors)?;
+    let whole = scbert::tuned::whole(&backbone, tensors);
+    let whole: Vec<_> = whole.into_iter().collect();
+    write_safetensors(output, &whole)?;
+    Ok(format!("{}: {} tensors\n", output.display(), whole.len()))
 }
 
 /// `backbone/` of the run that the checkpoint belongs to.

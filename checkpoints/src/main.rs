@@ -61,7 +61,8 @@ enum Command {
         #[command(flatten)]
         conversion: Conversion,
     },
-    /// Write the backbone of a run that trained all parameters as a published directory.
+    /// Write the backbone of a run that trained all parameters as a published directory; of a run on an
+    /// scBERT the whole model, adapters and all, as one file with the names of the scPEFT reference.
     #[command(after_help = exit::HELP)]
     Export {
         /// The run directory; its best checkpoint is taken, or the newest if none is marked best.
@@ -74,7 +75,7 @@ enum Command {
         /// A checkpoint directory inside a run directory.
         #[arg(long)]
         checkpoint: Option<PathBuf>,
-        /// The directory to create; it must not exist.
+        /// The directory, or the file, to create; it must not exist.
         #[arg(long)]
         output: PathBuf,
     },

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use scpeft_checkpoint::published::scbert::{ScbertConfig, ScbertDirectory};
+use scpeft_checkpoint::published::scbert::{ScbertConfig, ScbertDirectory, tuned};
 use scpeft_checkpoint::{HostTensor, TensorFile, read_adapter, write_safetensors};
 use scpeft_tests::corpus::{GENES, Plan};
 use scpeft_tests::train::{
@@ -214,8 +214,105 @@ fn adapters_train_predict_and_resume_the_same_on_one_rank_and_two() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
-    let output = checkpoint(&[&"export", &"--run", &one, &"--output", &lab.path("out")]);
-    refused(&output, 4, &["never train", "adapter directory"]);
+}
+
+/// The reference's files of a fixture, on a backbone made of the same file.
+#[test]
+fn fine_tuned_files_of_the_reference_become_adapters() {
+    let lab = Lab::new(&Plan::default());
+    for (case, kinds) in [
+        ("encoder_adapter_mlp", "encoder, mlp"),
+        ("token_adapter", "token"),
+        ("prefix", "prefix"),
+    ] {
+        let file = fixture("scbert", case).join("weights.safetensors");
+        let whole = TensorFile::open(&file).unwrap();
+        let places = whole.info("pos_emb.emb.weight").unwrap().1[0];
+        let genes: Vec<String> = (1..places).map(|g| format!("P{g}")).collect();
+        let panel = lab.path("panel.txt");
+        std::fs::write(&panel, genes.join("\n")).unwrap();
+        let backbone = lab.path(&format!("{case}-backbone"));
+        let output = checkpoint(&[&"convert", &file, &backbone, &"--panel", &panel]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let adapter = lab.path(case);
+        let convert: [&dyn AsRef<std::ffi::OsStr>; 7] = [
+            &"convert",
+            &"--from-scpeft",
+            &file,
+            &"--backbone",
+            &backbone,
+            &"--output",
+            &adapter,
+        ];
+        let output = checkpoint(&convert);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(
+            text(&output.stdout).contains(kinds),
+            "{}",
+            text(&output.stdout)
+        );
+        let (_, tensors) = read_adapter(&adapter).unwrap();
+        let wanted = scpeft_tests::case(&fixture("scbert", case));
+        let trained = wanted["trainable"].as_array().unwrap();
+        assert_eq!(tensors.len(), trained.len());
+        for name in trained {
+            let theirs = name.as_str().unwrap();
+            let ours = tuned::our_name(theirs);
+            assert_eq!(tensors[&ours], whole.get(theirs).unwrap(), "{ours}");
+        }
+    }
+    let file = fixture("scbert", "lora").join("weights.safetensors");
+    let backbone = lab.path("prefix-backbone");
+    let output = checkpoint(&[
+        &"convert",
+        &"--from-scpeft",
+        &file,
+        &"--backbone",
+        &backbone,
+        &"--output",
+        &lab.path("never"),
+    ]);
+    refused(&output, 4, &["is a factor of LoRA"]);
+}
+
+/// A run with bottlenecks in layers goes out under both names of the reference, and comes back.
+#[test]
+fn a_run_is_exported_with_the_names_of_the_reference() {
+    let lab = Lab::new(&Plan::default());
+    let (weights, list) = publish(&lab);
+    let backbone = lab.path("scbert");
+    let output = checkpoint(&[&"convert", &weights, &backbone, &"--panel", &list]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    use_scbert(&lab, &backbone, "");
+    let run = lab.train(1, "run", &set(&["adapter.kind=encoder", "train.epochs=1"]));
+    let whole = lab.path("whole.safetensors");
+    let output = checkpoint(&[&"export", &"--run", &run, &"--output", &whole]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let file = TensorFile::open(&whole).unwrap();
+    let of = |name: &str| file.get(name).unwrap();
+    let both = "Encoder_Space.1.fn.D_fc1.weight";
+    let (first, second) = (format!("performer.{both}"), format!("performer.net.{both}"));
+    assert_eq!(of(&first), of(&second));
+    let back = lab.path("back");
+    let output = checkpoint(&[
+        &"convert",
+        &"--from-scpeft",
+        &whole,
+        &"--backbone",
+        &backbone,
+        &"--output",
+        &back,
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let best = std::fs::read_to_string(run.join("BEST")).unwrap();
+    let own = run.join("checkpoints").join(best.trim()).join("adapter");
+    let sorted = |dir: &Path| {
+        let (_, tensors) = read_adapter(dir).unwrap();
+        let tensors = tensors.into_iter();
+        let owned = tensors.map(|(name, tensor)| (name, tensor.into_owned()));
+        owned.collect::<std::collections::BTreeMap<_, _>>()
+    };
+    assert_eq!(sorted(&back), sorted(&own));
 }
 
 #[test]

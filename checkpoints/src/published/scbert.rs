@@ -2,6 +2,8 @@
 //! authors publish as the columns of another file. Converted, a directory of `scbert.json`,
 //! `genes.txt` and `model.safetensors`. All sizes follow from the tensors.
 
+pub mod tuned;
+
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
