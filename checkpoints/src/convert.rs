@@ -66,10 +66,9 @@ fn scbert_directory(input: &Path, output: &Path, panel: Option<PathBuf>) -> Resu
         input.to_owned()
     } else {
         let names = ["model.safetensors", scbert::PUBLISHED];
-        let found = names.map(|name| input.join(name)).into_iter();
+        let mut found = names.map(|name| input.join(name)).into_iter();
         found
-            .filter(|path| path.is_file())
-            .next()
+            .find(|path| path.is_file())
             .ok_or_else(|| Error::MissingFile {
                 dir: input.to_owned(),
                 wanted: names.join(" or "),

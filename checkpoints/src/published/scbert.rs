@@ -104,9 +104,10 @@ impl ScbertConfig {
         let (inner, _) = sizes(&format!("{BLOCKS}.0.0.fn.to_q.weight"))?;
         let (n_features, d_head) = sizes(&directions(0))?;
         let (d_hid, _) = sizes(&format!("{BLOCKS}.0.1.fn.fn.w1.weight"))?;
-        let n_layers = (0..)
-            .take_while(|&l| file.info(&directions(l)).is_some())
-            .count();
+        let mut n_layers = 0;
+        while file.info(&directions(n_layers)).is_some() {
+            n_layers += 1;
+        }
         if !inner.is_multiple_of(d_head) || tokens < 3 || positions < 2 {
             let reason = format!(
                 "its shapes contradict each other: {inner} queries in heads of {d_head}, {tokens} \

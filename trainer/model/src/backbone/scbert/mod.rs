@@ -175,7 +175,7 @@ impl Blueprint {
         for spec in &mut specs {
             // The published weights lack them: they start so that LoRA starts at the backbone.
             let of_projection = PROJECTIONS.iter().any(|part| spec.name.contains(part));
-            if of_projection && spec.name.ends_with(".bias") {
+            if of_projection && spec.name.rsplit('.').next() == Some("bias") {
                 spec.init = Init::Zeros;
                 spec.role = Role::Adapter;
             }
