@@ -50,7 +50,8 @@ fn listen(ranks: u32) -> Result<(), Failure> {
         .build()?;
     runtime.block_on(async {
         let server = Server::open(Reach::Machine, ranks).await?;
-        println!("{} {}", server.address, server.token);
+        let token = server.begin_attempt()?;
+        println!("{} {token}", server.address);
         let (lines, mut asked) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             for line in std::io::stdin().lines().map_while(Result::ok) {
