@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::report::ProgressMode;
@@ -125,11 +126,6 @@ pub struct PlanArgs {
     pub json: bool,
 }
 
-/// A path that may be left empty, for one that follows from another argument.
-fn any_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
-    Ok(PathBuf::from(text))
-}
-
 fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
@@ -233,7 +229,8 @@ pub struct EvaluateArgs {
         value_name = "DIR",
         default_value = "",
         hide_default_value = true,
-        value_parser = any_path
+        // Empty where it follows from another argument.
+        value_parser = OsStringValueParser::new().map(PathBuf::from)
     )]
     pub corpus: PathBuf,
     /// Categorical obs column that says what was done to a cell; genes of a combination are joined

@@ -128,7 +128,7 @@ pub struct EpochStream(Steps);
 
 enum Steps {
     Cells(Box<CellStream>),
-    Rows(RowStream),
+    Rows(Box<RowStream>),
 }
 
 impl EpochStream {
@@ -280,13 +280,13 @@ impl Loader {
     /// The steps of an epoch from `first_batch` on. Nothing before it is read.
     pub fn epoch(&self, epoch: u64, first_batch: u64) -> EpochStream {
         EpochStream(match &self.rows {
-            Some(rows) => Steps::Rows(RowStream::new(
+            Some(rows) => Steps::Rows(Box::new(RowStream::new(
                 rows.clone(),
                 self.shared.options.clone(),
                 epoch,
                 first_batch,
                 self.batches_per_epoch(),
-            )),
+            ))),
             None => Steps::Cells(Box::new(CellStream::new(
                 self.shared.clone(),
                 epoch,

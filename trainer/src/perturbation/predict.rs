@@ -228,9 +228,12 @@ fn top_genes(
     found: &[Found],
     most: usize,
 ) -> String {
-    let quoted = |text: &str| match text.contains(['"', ',', '\n']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
+    let quoted = |text: &str| {
+        if text.contains(['"', ',', '\n']) {
+            format!("\"{}\"", text.replace('"', "\"\""))
+        } else {
+            text.to_owned()
+        }
     };
     let genes = predictor.genes();
     let mut text = "perturbation,context,dose,rank,gene,control,predicted,change\n".to_owned();
