@@ -27,6 +27,10 @@ pub enum Command {
     /// labels metrics.json and confusion_matrix.svg.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
+    /// Embed every cell with a trained run of any task, or with a backbone as it is: writes
+    /// embeddings.parquet and embedding.json.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Embed(EmbedArgs),
     /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
     /// writes report.json, report.html, split.json and predictions.parquet. Without `--predictions`
     /// the baselines alone.
@@ -174,6 +178,48 @@ pub struct PredictArgs {
     /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// What encodes cells, and which.
+#[derive(Debug, Clone, Args)]
+pub struct EncoderArgs {
+    /// Directory of a finished or interrupted run, of any task.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "overrides"], conflicts_with = "config")]
+    pub run: Option<PathBuf>,
+    /// Without `--run`: a configuration (TOML) whose backbone encodes the cells as it is, without
+    /// adapters, heads and statistics of batches. With `--set` alone no file is needed:
+    /// `--set backbone.path=DIR --corpus DIR`.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which checkpoint of the run: `best`, `latest`, or a step number.
+    #[arg(long, default_value = "best", value_name = "WHICH")]
+    pub checkpoint: String,
+    /// Corpus of the cells; that of the run or of the configuration when absent.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: Option<PathBuf>,
+    /// Which cells: a value of the split column, or `all`.
+    #[arg(long, default_value = "all", value_name = "NAME")]
+    pub split: String,
+    /// Override a key of the configuration, for example `--set train.batch_cells=64`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Arguments of embedding.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// What encodes the cells.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Scale every vector to length 1, as scGPT's published batch correction does.
+    #[arg(long)]
+    pub unit_length: bool,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// What an evaluation of responses holds out.

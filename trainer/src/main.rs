@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, responses, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, embed, plan, predict, responses, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -87,6 +87,7 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
+        Some(Command::Embed(args)) => embed::embed(world.as_ref(), args),
         Some(Command::Keys | Command::Parameters(_) | Command::Plan(_) | Command::Evaluate(_)) => {
             Ok(Outcome::Done)
         }
