@@ -31,6 +31,13 @@ pub enum Command {
     /// embeddings.parquet and embedding.json.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Embed(EmbedArgs),
+    /// Find marker genes of groups of cells by what `<cls>` attends to, beside a Wilcoxon test: writes
+    /// markers.parquet, markers.csv, markers.json and pictures.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Markers(MarkersArgs),
+    /// Write one page about one or several runs: curves, scores, confusion, cells, cost, settings.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Report(ReportArgs),
     /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
     /// writes report.json, report.html, split.json and predictions.parquet. Without `--predictions`
     /// the baselines alone.
@@ -215,6 +222,66 @@ pub struct EmbedArgs {
     #[arg(long)]
     pub unit_length: bool,
     /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of marker genes.
+#[derive(Debug, Args)]
+pub struct MarkersArgs {
+    /// What encodes the cells: a classifier that was trained on them, as published.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Categorical obs column of the groups whose markers are looked for.
+    #[arg(long, value_name = "COLUMN")]
+    pub groups: String,
+    /// A group to look for markers of; all when absent. May be repeated.
+    #[arg(long, value_name = "GROUP")]
+    pub target: Vec<String>,
+    /// The group that it is compared with; all other cells when absent.
+    #[arg(long, value_name = "GROUP")]
+    pub background: Option<String>,
+    /// Layer whose attention is ranked, from 0; the last one when absent.
+    #[arg(long, value_name = "N")]
+    pub layer: Option<usize>,
+    /// Genes of a group's top table.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = at_least_one)]
+    pub top: usize,
+    /// Known markers, one gene a line: how many of them are among the top genes.
+    #[arg(long, value_name = "FILE")]
+    pub gene_list: Option<PathBuf>,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of the report.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Directories of runs.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Output of `predict` of a run: the first belongs to the first run, and so on.
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Vec<PathBuf>,
+    /// Parquet files of cells, or folders of such: where one has a column `umap` the cells are drawn,
+    /// once for each column of labels. May be repeated.
+    #[arg(long, value_name = "PATH")]
+    pub cells: Vec<PathBuf>,
+    /// Corpus of these cells; that of the first run when absent.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: Option<PathBuf>,
+    /// Categorical obs column that colours the cells; label and batch of the first run when absent. May
+    /// be repeated.
+    #[arg(long, value_name = "COLUMN")]
+    pub color_by: Vec<String>,
+    /// Output directory: report.html, figures as SVG and PNG, tables as CSV and Parquet.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
     /// Replace an existing output directory.

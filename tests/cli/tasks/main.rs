@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod embed;
+mod markers;
+mod report;
+mod species;
 
 use std::collections::BTreeMap;
 use std::fs::File;

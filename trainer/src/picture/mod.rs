@@ -17,6 +17,7 @@ use crate::failure::Result;
 
 pub(crate) use colors::{Color, group_color, shade};
 pub(crate) use scatter::{Points, scatter};
+pub(crate) use svg::escape;
 
 /// Pixels of a PNG for each unit of a picture: enough for print at the usual width of a figure.
 const PNG_SCALE: f32 = 2.0;
