@@ -324,7 +324,21 @@ impl Orthologues {
                     "of the species of the table, {species} fits best, with {n} genes: --from {species}?"
                 )
             }
-            _ if matched > 0 => return Ok(()),
+            _ if matched > 0 => {
+                let own = self.species.get(number_of(&options.from));
+                let own = own.map_or(0, |names| {
+                    covered(genes, &names.iter().map(String::as_str).collect())
+                });
+                if let Some((n, species)) = best.filter(|(n, _)| *n > own) {
+                    tracing::warn!(
+                        "`{}`: {n} of its genes are genes of {species}, more than of {}; is `--from {}` right?",
+                        input.display(),
+                        options.from,
+                        options.from
+                    );
+                }
+                return Ok(());
+            }
             _ => {
                 "give the table of these two species, with the kind of gene names that the file has"
                     .to_owned()

@@ -297,8 +297,8 @@ mod tests {
         assert_eq!(run(&["b"], Some("a")).unwrap()[0].name, "b against a");
         for (target, background, word) in [
             (&["empty"][..], None, "present are: `a`, `b`"),
-            (&["a"], Some("nowhere"), "--background nowhere"),
-            (&["a"], Some("a"), "not compared with itself"),
+            (&["a"][..], Some("nowhere"), "--background nowhere"),
+            (&["a"][..], Some("a"), "not compared with itself"),
         ] {
             let message = run(target, background).unwrap_err().message;
             assert!(message.contains(word), "{message}");
