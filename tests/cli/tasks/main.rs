@@ -4,6 +4,7 @@
 
 mod embed;
 mod markers;
+mod presets;
 mod report;
 mod species;
 
