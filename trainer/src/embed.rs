@@ -232,6 +232,6 @@ mod tests {
         back.append(&found.encode()).unwrap();
         back.append(&Found::default().encode()).unwrap();
         assert_eq!(back, found);
-        assert!(back.append(&found.encode()[..50]).is_err());
+        assert!(back.append(&found.encode()[..40]).is_err());
     }
 }

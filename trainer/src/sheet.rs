@@ -149,6 +149,8 @@ impl Sheet {
 
 #[cfg(test)]
 mod tests {
+    use arrow::array::Array;
+
     use super::*;
 
     #[test]

@@ -81,7 +81,7 @@ impl<'a> Annotated<'a> {
         };
         for (column, kind) in &table.columns {
             let key = format!("{name}_{}", safe(column));
-            self.require_new(&self.obs, "obs", &key, table)?;
+            Self::require_new(&self.obs, "obs", &key, table)?;
             self.add_column(&key, column, *kind, table)?;
             self.columns.push(key.clone());
             done.obs.push(key);
@@ -130,7 +130,7 @@ impl<'a> Annotated<'a> {
         Ok(())
     }
 
-    fn require_new(&self, parent: &Group, place: &str, key: &str, table: &Found) -> Result<()> {
+    fn require_new(parent: &Group, place: &str, key: &str, table: &Found) -> Result<()> {
         if !parent.link_exists(key) {
             return Ok(());
         }
@@ -147,7 +147,7 @@ impl<'a> Annotated<'a> {
 
     /// A new array in obsm, NaN for every cell.
     fn array(&self, key: &str, width: usize, table: &Found) -> Result<Dataset> {
-        self.require_new(&self.obsm, "obsm", key, table)?;
+        Self::require_new(&self.obsm, "obsm", key, table)?;
         let place = format!("obsm/{key}");
         let array = self
             .obsm
@@ -295,10 +295,10 @@ impl<'a> Annotated<'a> {
         encoding(self.path, &categories, "string-array", "0.2.0")?;
         let builder = group.new_dataset_builder();
         // As pandas does: the smallest type that all codes fit.
-        let data = if names.len() <= i8::MAX as usize {
+        let data = if i8::try_from(names.len()).is_ok() {
             let small: Vec<i8> = codes.iter().map(|&c| c as i8).collect();
             builder.with_data(&small).create("codes")
-        } else if names.len() <= i16::MAX as usize {
+        } else if i16::try_from(names.len()).is_ok() {
             let small: Vec<i16> = codes.iter().map(|&c| c as i16).collect();
             builder.with_data(&small).create("codes")
         } else {
@@ -321,7 +321,7 @@ impl<'a> Annotated<'a> {
         };
         let stem = table.path.file_stem().unwrap_or_default().to_string_lossy();
         let own = folder(&self.uns, name)?;
-        self.require_new(&own, &format!("uns/{name}"), &safe(&stem), table)?;
+        Self::require_new(&own, &format!("uns/{name}"), &safe(&stem), table)?;
         let about = folder(&own, &safe(&stem))?;
         let fail = || failed(self.path, "uns");
         let program = format!("scpeft-data {}", env!("CARGO_PKG_VERSION"));

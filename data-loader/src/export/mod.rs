@@ -22,18 +22,18 @@ pub struct TableOption {
 }
 
 impl TableOption {
-    /// A table as a command line names it: `PATH`, or `NAME=PATH`.
+    /// A table as a command line names it: `PATH`, or `NAME=PATH`, where a name has no `/`.
     ///
     /// # Errors
-    /// A name that is empty or holds `/`, which HDF5 takes for a path.
+    /// When name or path are empty.
     pub fn parse(text: &str) -> Result<Self> {
         let (name, path) = match text.split_once('=') {
-            Some((name, path)) => (name, path),
-            None => ("scpeft", text),
+            Some((name, path)) if !name.contains('/') => (name, path),
+            _ => ("scpeft", text),
         };
-        if name.is_empty() || name.contains('/') || path.is_empty() {
+        if name.is_empty() || path.is_empty() {
             return Err(Error::options(
-                format!("--table must be PATH or NAME=PATH with a NAME without `/`, got `{text}`"),
+                format!("--table must be PATH or NAME=PATH, got `{text}`"),
                 "",
             ));
         }
@@ -183,7 +183,11 @@ mod tests {
             parse("mine=a").unwrap(),
             ("mine".to_owned(), PathBuf::from("a"))
         );
-        for bad in ["=a", "a/b=c", "mine="] {
+        assert_eq!(
+            parse("a/lr=3").unwrap(),
+            ("scpeft".to_owned(), PathBuf::from("a/lr=3"))
+        );
+        for bad in ["=a", "mine=", ""] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
