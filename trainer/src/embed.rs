@@ -26,10 +26,6 @@ use crate::trained::{Output, host_values};
 const TABLE: &str = "embeddings.parquet";
 /// Beside it: what the vectors are.
 const ABOUT: &str = "embedding.json";
-/// What a backbone alone needs besides the corpus and its own name.
-const ALONE: &str =
-    "[run]\ndir = \"embedding\"\n[data]\nlabel = \"none\"\n[task]\ntrainable = \"head\"\n";
-
 /// Embeds cells as `args` say; the whole of `scpeft-train embed`.
 ///
 /// # Collective

@@ -65,7 +65,8 @@ pub(super) fn parts(args: &ReportArgs, runs: &[Facts], parts: &mut Vec<Part>) ->
     parts.push(Part::Heading("Cells".to_owned()));
     for (i, (name, labels)) in known.iter().enumerate() {
         let mut names: Vec<String> = labels.values().cloned().collect();
-        names.sort_unstable();
+        // Numbers of clusters by size, not by their digits.
+        names.sort_unstable_by_key(|name| (name.parse::<u64>().unwrap_or(u64::MAX), name.clone()));
         names.dedup();
         let place: HashMap<&str, usize> = names.iter().map(String::as_str).zip(0..).collect();
         let at: Vec<[f32; 2]> = cells.plane.iter().map(|(_, at)| *at).collect();

@@ -53,6 +53,19 @@ fn cost(value: &Value, factor: f64, unit: &str) -> Option<String> {
     value.as_f64().map(|v| format!("{:.1} {unit}", v * factor))
 }
 
+/// A value of a record as a reader wants it; lists as their parts.
+fn words(value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Array(parts) => {
+            let parts: Vec<String> = parts.iter().filter_map(words).collect();
+            Some(parts.join(", "))
+        }
+        other => Some(other.to_string()),
+    }
+}
+
 impl Facts {
     /// Reads a run directory, and the predictions that were made with it.
     ///
@@ -106,11 +119,6 @@ impl Facts {
     /// Names and values in the order in which a reader asks.
     fn listed(&self) -> Vec<(&'static str, Option<String>)> {
         let count = |key: &str| self.record[key].as_u64().map(crate::assembly::grouped);
-        let text = |value: &Value| match value {
-            Value::Null => None,
-            Value::String(text) => Some(text.clone()),
-            other => Some(other.to_string()),
-        };
         let model = &self.record["model"];
         let [trainable, total] =
             ["trainable_parameters", "total_parameters"].map(|k| self.record[k].as_f64());
@@ -118,10 +126,10 @@ impl Facts {
             .zip(total)
             .map(|(a, b)| format!("{:.2} %", 100.0 * a / b));
         vec![
-            ("task", text(&model["task"])),
-            ("architecture", text(&model["architecture"])),
-            ("backbone", text(&model["backbone"])),
-            ("adapter", text(&model["adapter"])),
+            ("task", words(&model["task"])),
+            ("architecture", words(&model["architecture"])),
+            ("backbone", words(&model["backbone"])),
+            ("adapter", words(&model["adapter"])),
             ("trainable parameters", count("trainable_parameters")),
             ("all parameters", count("total_parameters")),
             ("share that trains", share),
@@ -129,7 +137,7 @@ impl Facts {
                 "size of a checkpoint's adapter",
                 cost(&self.record["adapter_bytes"], 1e-3, "kB"),
             ),
-            ("status", text(&self.record["status"])),
+            ("status", words(&self.record["status"])),
             ("steps", count("steps")),
             ("time", cost(&self.record["seconds"], 1.0, "s")),
             (
@@ -137,7 +145,7 @@ impl Facts {
                 self.rank_memory().map(|b| format!("{:.0} MB", b / 1e6)),
             ),
             ("seed", count("seed")),
-            ("scpeft", text(&self.record["scpeft_version"])),
+            ("scpeft", words(&self.record["scpeft_version"])),
         ]
     }
 
@@ -284,11 +292,7 @@ pub(super) fn side_by_side(runs: &[Facts]) -> Sheet {
     let mut sheet = Sheet::default();
     sheet.texts("run", runs.iter().map(|r| r.name.clone()).collect());
     for key in ["task", "adapter"] {
-        let of = |run: &Facts| match &run.record["model"][key] {
-            Value::String(text) => text.clone(),
-            Value::Null => String::new(),
-            other => other.to_string(),
-        };
+        let of = |run: &Facts| words(&run.record["model"][key]).unwrap_or_default();
         sheet.texts(key, runs.iter().map(of).collect());
     }
     for (name, key) in [

@@ -16,7 +16,7 @@ nav a{margin-right:1rem}a{color:#005a9c}\
 .wide{overflow-x:auto;max-width:100%}\
 table{border-collapse:collapse;margin:.8rem 0;font-size:.875rem}\
 th,td{padding:.25rem .7rem;border-bottom:1px solid #ddd;text-align:right;white-space:nowrap}\
-th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}\
+th.text,td.text{text-align:left;white-space:normal;min-width:6rem;overflow-wrap:break-word}\
 figure{display:inline-block;margin:.5rem 1rem .5rem 0;max-width:100%;vertical-align:top}\
 figure svg,figure img{max-width:100%;height:auto;display:block}\
 figcaption{font-size:.8rem;color:#555}\
