@@ -113,13 +113,13 @@ impl<'a> Markers<'a> {
         )?;
         Ok(Self {
             args,
-            layer,
+            assembly,
             config,
+            layer,
             groups,
             names,
             contrasts,
             selection,
-            assembly,
         })
     }
 
