@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, Float32Array, StringArray};
 use scpeft_checkpoint::fsx::{self, Existing};
 use scpeft_collective::Collective;
 use scpeft_config::Config;
@@ -20,9 +20,10 @@ use crate::Outcome;
 use crate::args::PredictArgs;
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
-use crate::predict::{TABLE, create, parquet_failure};
+use crate::predict::TABLE;
 use crate::responses::{Row, write_rows};
 use crate::shard;
+use crate::table::{Column, Table};
 
 /// Control cells below which a prediction is reported to rest on few.
 const FEW_CELLS: u64 = 5;
@@ -306,30 +307,22 @@ fn write_cells(
     let text = |of: fn(&Condition) -> Option<String>| -> ArrayRef {
         Arc::new(owners.iter().map(|&c| of(c)).collect::<StringArray>())
     };
-    let mut columns: Vec<(&str, ArrayRef, bool)> = vec![
+    let mut columns: Vec<Column> = vec![
         (
-            "perturbation",
+            "perturbation".into(),
             text(|c| Some(c.perturbation.clone())),
             false,
         ),
-        ("context", text(|c| Some(c.context.clone())), false),
-        ("dose", text(|c| c.dose.clone()), true),
+        ("context".into(), text(|c| Some(c.context.clone())), false),
+        ("dose".into(), text(|c| c.dose.clone()), true),
     ];
     for (column, &gene) in panel.genes().iter().enumerate() {
         let own = found.iter().flat_map(|f| f.cells.chunks_exact(width));
         let values = own.map(|row| row[column]).collect::<Vec<f32>>();
-        let name = predictor.genes()[gene as usize].as_str();
+        let name = predictor.genes()[gene as usize].clone();
         columns.push((name, Arc::new(Float32Array::from(values)), false));
     }
-    let batch = RecordBatch::try_from_iter_with_nullable(columns).map_err(|e| {
-        Failure::new(
-            scpeft_protocol::exit::INTERNAL,
-            format!("`{}`: {e}", path.display()),
-        )
-    })?;
-    let mut writer = create(path, batch.schema())?;
-    let wrong = |e| parquet_failure(path, &e);
-    writer.write(&batch).map_err(wrong)?;
-    writer.close().map_err(wrong)?;
-    Ok(())
+    let mut table = Table::new(path.to_owned());
+    table.append(columns)?;
+    table.close()
 }

@@ -20,7 +20,8 @@ use super::{Responses, controls};
 use crate::adapter_file;
 use crate::assembly::Assembly;
 use crate::failure::{Failure, Result};
-use crate::task::{host_rows, respond};
+use crate::task::respond;
+use crate::trained::{self, host_values};
 
 /// Tokens of a pass, unless one row has more: bounds its memory.
 const PASS_TOKENS: usize = 8192;
@@ -60,7 +61,7 @@ impl Predictor {
         }
         let record = adapter_file::read_record(checkpoint)?;
         let assembly = Assembly::for_responses(&config, topology, gather, run)?;
-        crate::predict::restore(&config, &assembly, &record, checkpoint)?;
+        trained::restore(&assembly, &config, &record, checkpoint)?;
         let corpus = &assembly.feed.corpus;
         let responses = assembly.feed.responses.clone().ok_or_else(|| {
             Failure::new(
@@ -279,7 +280,7 @@ impl Predictor {
             let (predicted, _) = tch::no_grad(|| {
                 respond(output, model, &inputs, reference.as_ref(), Pass::EVALUATION)
             })?;
-            found.extend(host_rows(&predicted.f_to_kind(Kind::Float)?)?);
+            found.extend(host_values(&predicted.f_to_kind(Kind::Float)?)?);
         }
         Ok(found)
     }

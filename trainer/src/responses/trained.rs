@@ -13,7 +13,7 @@ use crate::args::EvaluateArgs;
 use crate::checkpointing::RunDir;
 use crate::failure::{Failure, Result};
 use crate::perturbation::Predictor;
-use crate::predict;
+use crate::trained;
 
 /// Where a run keeps its configuration, and what is taken from it.
 pub(super) struct Trained {
@@ -24,7 +24,7 @@ impl Trained {
     /// # Errors
     /// A run that learned something else, or that cannot be read.
     pub(super) fn open(run: &Path) -> Result<Self> {
-        let config = predict::configuration(run, &[])?;
+        let config = trained::configuration(run, &[])?;
         if config.task.kind == scpeft_config::TaskKind::Perturbation {
             return Ok(Self { config });
         }

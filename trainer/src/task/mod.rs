@@ -13,7 +13,7 @@ pub use batch::{Batches, DeviceBatch, Staging};
 pub use expression::{Ecs, ExpressionOptions, ExpressionTask};
 pub use identification::{Identification, IdentificationOptions, class_weights};
 pub use perturbation::PerturbationTask;
-pub(crate) use perturbation::{host_rows, respond};
+pub(crate) use perturbation::respond;
 pub use reference::Reference;
 
 use std::sync::Arc;

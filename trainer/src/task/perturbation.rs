@@ -13,11 +13,12 @@ use scpeft_model::head::AffineOptions;
 use scpeft_model::loss::{
     MMD_GAMMAS, adaptive_squared_error_sum, energy_distance, masked_squared_error_sum, mmd_rbf,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{DeviceBatch, Evaluation, LossSums, NamedValue, Task, Term, scalar};
 use crate::failure::{Failure, Result};
 use crate::perturbation::Responses;
+use crate::trained::host_values;
 
 /// Settings of the task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,15 +190,6 @@ pub(crate) fn respond(
     Ok((predicted, encoded))
 }
 
-/// The values of a tensor `[B, S]` on the host, row by row.
-pub(crate) fn host_rows(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor
-        .f_to_device(Device::Cpu)?
-        .f_to_kind(Kind::Float)?
-        .f_reshape([-1])?;
-    Ok(Vec::<f32>::try_from(&flat)?)
-}
-
 impl Task for PerturbationTask {
     fn heads(&self) -> Heads {
         Heads {
@@ -246,7 +238,7 @@ impl Task for PerturbationTask {
         sums[0] += scalar(&self.loss(&predicted, batch)?)?;
         sums[1] += self.counts(batch.host)?[0];
         let (genes, stride) = (self.responses.panel.len(), self.stride());
-        let predicted = host_rows(&predicted)?;
+        let predicted = host_values(&predicted)?;
         for (row, &cell) in batch.host.cells.iter().enumerate() {
             let condition = self.responses.condition(cell)?;
             let Some(&place) = self.places.get(&condition) else {
