@@ -14,7 +14,7 @@ use tch::Device;
 
 use super::{Assembly, build_model, start_libtorch};
 use crate::backbone::Backbone;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::feed::Feed;
 use crate::settings;
 use crate::task::{self, Batches, Identification, IdentificationOptions, LabelInfo, Staging, Task};
@@ -168,9 +168,16 @@ impl Assembly {
                 &trained,
                 &LabelInfo::default(),
                 known.as_ref(),
+                None,
                 ground.backbone.classifier_layers,
                 ground.backbone.mask_value(),
             )?,
+            TaskKind::Perturbation => {
+                return Err(Failure::config(
+                    "a run of responses encodes cells together with what they were treated with, and a cell alone has no embedding there\n\
+                     help: take the backbone of the run",
+                ));
+            }
         };
         ground.build(&trained, task, known.as_ref(), batches, gather)
     }
@@ -190,6 +197,7 @@ impl Assembly {
         let task = task::build(
             config,
             &LabelInfo::default(),
+            None,
             None,
             ground.backbone.classifier_layers,
             ground.backbone.mask_value(),
