@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use scpeft_checkpoint::published;
 use scpeft_checkpoint::published::geneformer::genes::Pickles;
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
@@ -14,6 +15,7 @@ use scpeft_checkpoint::{
 };
 
 use crate::inspect::Kind;
+use crate::scfoundation::{self, Choice};
 
 /// Dictionaries of genes that the command line names.
 #[derive(Debug, Clone, Default)]
@@ -24,11 +26,24 @@ pub(crate) struct GivenPickles {
 }
 
 /// Converts a tensor file to safetensors, or a published directory to our form.
-pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Result<String, Error> {
-    let count = match Kind::of(input)? {
+pub(crate) fn convert(
+    input: &Path,
+    output: &Path,
+    pickles: GivenPickles,
+    choice: &Choice,
+) -> Result<String, Error> {
+    let kind = Kind::of(input)?;
+    if kind != Kind::File {
+        choice.require_unused(input)?;
+    }
+    let count = match kind {
         Kind::File => {
             fsx::refuse_existing(output)?;
             let file = TensorFile::open(input)?;
+            if !published::scfoundation::models(&file).is_empty() {
+                return scfoundation::convert(&file, output, choice);
+            }
+            choice.require_unused(input)?;
             file.verify()?;
             let tensors = named(file.tensors());
             write_safetensors(output, &tensors)?;
@@ -43,6 +58,7 @@ pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Res
             tensors.len()
         }
         Kind::Geneformer => geneformer_directory(input, output, pickles)?,
+        Kind::Scfoundation => scfoundation::copy(input, output)?,
         Kind::Run | Kind::Checkpoint | Kind::Adapter => {
             return Err(Error::Format {
                 path: input.to_owned(),
@@ -107,6 +123,9 @@ pub(crate) fn choose_checkpoint(run: &Path) -> Result<PathBuf, Error> {
 pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> {
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
+    if backbone.join(published::scfoundation::CONFIG).is_file() {
+        return scfoundation::export(checkpoint, &backbone, output);
+    }
     if backbone.join(geneformer::CONFIG).is_file() {
         return export_geneformer(checkpoint, &backbone, output);
     }
@@ -163,7 +182,8 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .ancestors()
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
-    if run.join("backbone").join(geneformer::CONFIG).is_file() {
+    let marks = [geneformer::CONFIG, published::scfoundation::CONFIG];
+    if marks.iter().any(|mark| run.join("backbone").join(mark).is_file()) {
         return Ok(run.join("backbone"));
     }
     for name in ["backbone/args.json", "backbone/vocab.json"] {
@@ -175,7 +195,7 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Refuses a checkpoint that holds adapters and heads only.
-fn require_whole(
+pub(crate) fn require_whole(
     checkpoint: &Path,
     wanted: &[(String, Vec<usize>)],
     shape_of: impl Fn(&str) -> Option<Vec<usize>>,

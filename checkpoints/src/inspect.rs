@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
 };
+use scpeft_checkpoint::published::scfoundation;
 use scpeft_checkpoint::published::scpeft::{self, Assumptions, Survey};
 use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
 use scpeft_checkpoint::{
-    CheckpointStore, Dtype, Error, GeneformerDirectory, ScgptDirectory, TensorFile, fingerprint,
-    peft, read_adapter,
+    CheckpointStore, Dtype, Error, GeneformerDirectory, ScfoundationDirectory, ScgptDirectory,
+    TensorFile, fingerprint, peft, read_adapter,
 };
 use serde_json::{Value, json};
 
@@ -27,6 +28,8 @@ pub(crate) enum Kind {
     Backbone,
     /// A Geneformer backbone directory, published or converted.
     Geneformer,
+    /// An scFoundation backbone directory, converted.
+    Scfoundation,
     /// A tensor file.
     File,
 }
@@ -44,6 +47,8 @@ impl Kind {
             Ok(Self::Checkpoint)
         } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
             Ok(Self::Adapter)
+        } else if has(scfoundation::CONFIG) {
+            Ok(Self::Scfoundation)
         } else if has(geneformer::CONFIG) && !has("args.json") {
             Ok(Self::Geneformer)
         } else if [
@@ -92,7 +97,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn new(kind: &'static str, path: &Path) -> Self {
+    pub(crate) fn new(kind: &'static str, path: &Path) -> Self {
         Self {
             kind,
             path: path.to_owned(),
@@ -101,7 +106,7 @@ impl Found {
         }
     }
 
-    fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
+    pub(crate) fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
         self.facts.push((name, value.into()));
     }
 
@@ -110,7 +115,7 @@ impl Found {
         (elements, self.tensors.iter().map(Row::bytes).sum())
     }
 
-    fn add_file(&mut self, prefix: &str, file: &TensorFile) {
+    pub(crate) fn add_file(&mut self, prefix: &str, file: &TensorFile) {
         for name in file.names() {
             let (dtype, shape) = file.info(name).expect("the name comes from the file");
             let row = Row {
@@ -192,12 +197,16 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
         Kind::Adapter => inspect_adapter(path),
         Kind::Backbone => inspect_backbone(path),
         Kind::Geneformer => inspect_geneformer(path),
+        Kind::Scfoundation => crate::scfoundation::inspect(path),
         Kind::File => inspect_file(path),
     }
 }
 
 fn inspect_file(path: &Path) -> Result<Found, Error> {
     let file = TensorFile::open(path)?;
+    if !scfoundation::models(&file).is_empty() {
+        return crate::scfoundation::inspect_published(path, &file);
+    }
     let fine_tuned = scpeft::is_fine_tuned(&file);
     let kind = if fine_tuned {
         "scPEFT fine-tuned checkpoint"
@@ -410,6 +419,13 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
                 "{shown}: ok, {} tensors\n",
                 backbone.weights().tensors().count()
             ))
+        }
+        Kind::Scfoundation => {
+            let backbone = ScfoundationDirectory::open(path)?;
+            backbone.require_complete()?;
+            backbone.file().verify()?;
+            let tensors = backbone.file().names().count();
+            Ok(format!("{shown}: ok, {tensors} tensors\n"))
         }
         Kind::File => {
             let file = TensorFile::open(path)?;

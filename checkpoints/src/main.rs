@@ -14,6 +14,7 @@ use scpeft_protocol::exit;
 mod convert;
 mod from_scpeft;
 mod inspect;
+mod scfoundation;
 
 /// Look into, verify and convert backbone weights, adapters and run checkpoints.
 #[derive(Debug, Parser)]
@@ -43,7 +44,8 @@ enum Command {
         path: PathBuf,
     },
     /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
-    /// and converted names (of a Geneformer also with its dictionaries), or a fine-tuned checkpoint of the scPEFT reference to an adapter.
+    /// and converted names (of a Geneformer also with its dictionaries), one model of scFoundation's
+    /// models.ckpt to a directory, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
@@ -57,6 +59,8 @@ enum Command {
         output: Option<PathBuf>,
         #[command(flatten)]
         dictionaries: Dictionaries,
+        #[command(flatten)]
+        scfoundation: scfoundation::Choice,
         #[command(flatten)]
         conversion: Conversion,
     },
@@ -204,11 +208,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             input,
             output,
             dictionaries,
+            scfoundation,
             conversion,
         } => {
             let text = match (input, output, &conversion) {
                 (Some(input), Some(output), _) => {
-                    convert::convert(existing(&input)?, &output, dictionaries.given()?)?
+                    let given = dictionaries.given()?;
+                    convert::convert(existing(&input)?, &output, given, &scfoundation)?
                 }
                 (
                     _,

@@ -41,6 +41,7 @@ pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
     rank::{self, RankDictionary, RankTokenizer},
+    scfoundation::{ScfoundationOptions, ScfoundationTokenizer, TargetDepth},
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };
 pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};

@@ -169,6 +169,7 @@ fn one(options: &AdapterOptions, n_layers: usize, separate: bool) -> Result<Adap
             placement: match o.placement {
                 Placement::AfterNorm => peft::Placement::AfterNorm,
                 Placement::Context => peft::Placement::Context,
+                Placement::AttentionOutput => peft::Placement::AttentionOutput,
             },
         },
         AdapterOptions::Mlp(o) => AdapterSettings::Mlp {

@@ -150,6 +150,8 @@ pub enum Placement {
     AfterNorm,
     /// On what the attention heads found.
     Context,
+    /// On the projected output of the attention.
+    AttentionOutput,
 }
 
 /// Whether a field need not be written.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::mapped::Mapping;
-use crate::published::{LoadReport, Weights, fingerprint};
+use crate::published::{LoadReport, Weights, fingerprint, refuse_other};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -231,14 +231,7 @@ impl GeneformerDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        if !dir.join(CONFIG).exists() && dir.join("args.json").exists() {
-            return Err(Error::OtherBackbone {
-                dir: dir.to_owned(),
-                found: "an scGPT",
-                wanted: "a Geneformer",
-                architecture: "scgpt",
-            });
-        }
+        refuse_other(dir, "geneformer")?;
         if !dir.join(CONFIG).exists() {
             return Err(Error::MissingFile {
                 dir: dir.to_owned(),

@@ -2,6 +2,7 @@
 //! the fingerprint of a set of tensors.
 
 pub mod geneformer;
+pub mod scfoundation;
 pub mod scgpt;
 pub mod scpeft;
 
@@ -28,6 +29,35 @@ pub trait Weights: fmt::Debug {
 
     /// One tensor in place, where its file allows it.
     fn mapped(&self, name: &str) -> Option<Mapping>;
+}
+
+/// The file that tells a directory of a family, what such a backbone is called, and its architecture.
+const FAMILIES: [(&str, &str, &str); 3] = [
+    ("args.json", "an scGPT", "scgpt"),
+    (scfoundation::CONFIG, "an scFoundation", "scfoundation"),
+    (geneformer::CONFIG, "a Geneformer", "geneformer"),
+];
+
+/// Refuses a directory of another family than `architecture`, unless it has a file of its own.
+///
+/// # Errors
+/// Naming what it is.
+fn refuse_other(dir: &Path, architecture: &str) -> Result<()> {
+    let own = |family: &&(&str, &str, &str)| family.2 == architecture;
+    let has = |family: &&(&str, &str, &str)| dir.join(family.0).exists();
+    let wanted = FAMILIES.iter().find(own).expect("every family is listed");
+    if has(&wanted) {
+        return Ok(());
+    }
+    match FAMILIES.iter().find(has) {
+        Some(&(_, found, architecture)) => Err(Error::OtherBackbone {
+            dir: dir.to_owned(),
+            found,
+            wanted: wanted.1,
+            architecture,
+        }),
+        None => Ok(()),
+    }
 }
 
 /// What happened to each tensor of a load.

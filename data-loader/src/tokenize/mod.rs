@@ -3,6 +3,7 @@
 pub mod mask;
 mod medians;
 pub mod rank;
+pub mod scfoundation;
 pub mod scgpt;
 mod sequence;
 

@@ -4,6 +4,7 @@
 //! goes with it, and says which architecture it is. All else asks [`Backbone`].
 
 mod geneformer;
+mod scfoundation;
 mod scgpt;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ fn family(architecture: scpeft_config::Architecture) -> &'static dyn Family {
     match architecture {
         scpeft_config::Architecture::Scgpt => &scgpt::Scgpt,
         scpeft_config::Architecture::Geneformer => &geneformer::Geneformer,
+        scpeft_config::Architecture::Scfoundation => &scfoundation::Scfoundation,
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod geneformer;
 mod post_norm;
+pub mod scfoundation;
 pub mod scgpt;
 
 use tch::Tensor;
