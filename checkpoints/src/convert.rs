@@ -183,7 +183,10 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
     let marks = [geneformer::CONFIG, published::scfoundation::CONFIG];
-    if marks.iter().any(|mark| run.join("backbone").join(mark).is_file()) {
+    if marks
+        .iter()
+        .any(|mark| run.join("backbone").join(mark).is_file())
+    {
         return Ok(run.join("backbone"));
     }
     for name in ["backbone/args.json", "backbone/vocab.json"] {

@@ -37,6 +37,6 @@ pub use schema::{
     CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
     FreezeRule, GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
     Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage,
-    Target, TargetDepth, TaskKind, TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab,
-    WatchdogSection,
+    Target, TargetDepth, TaskKind, TaskSection, TrainSection, Trainable, Transport, ValueStyle,
+    Vocab, WatchdogSection,
 };

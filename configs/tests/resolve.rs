@@ -469,6 +469,8 @@ fn the_presets_resolve() {
         [
             "geneformer-identification-encoder.toml",
             "geneformer-identification-lora.toml",
+            "scfoundation-identification-encoder.toml",
+            "scfoundation-identification-lora.toml",
             "scgpt-batch-correction.toml",
             "scgpt-identification-encoder.toml",
             "scgpt-identification-hybrid.toml",

@@ -445,7 +445,11 @@ fn several_models_are_read_with_their_settings() {
         b"K\x01u",
     ]);
     let found = read(&bytes).unwrap();
-    let names: Vec<&str> = found.tensors.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = found
+        .tensors
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     assert_eq!(names, ["gene/w", "cell/w"]);
     assert_eq!(found.others, ["note (an int)"]);
     let expected = serde_json::json!({"depth": 3, "on": true, "off": null, "list": [0.5]});
@@ -456,5 +460,9 @@ fn several_models_are_read_with_their_settings() {
         bomb.extend([b']', b'q', at + 1, b'(', b'h', at, b'h', at, b'e']);
     }
     let bytes = pickle(&[b"}(", &text("gene"), &model(&bomb), b"u"]);
-    assert!(matches!(read(&bytes), Err(PickleError::Limit(_))), "{:?}", read(&bytes).is_ok());
+    assert!(
+        matches!(read(&bytes), Err(PickleError::Limit(_))),
+        "{:?}",
+        read(&bytes).is_ok()
+    );
 }

@@ -39,7 +39,9 @@ impl Machine<'_> {
             }
             if let Some(settings) = self.entry(value, SETTINGS) {
                 let settings = self.plain(settings, DEPTH_MAX, &mut left)?;
-                records.settings.push((format!("{name}/{SETTINGS}"), settings));
+                records
+                    .settings
+                    .push((format!("{name}/{SETTINGS}"), settings));
             }
             if !names.insert(name) {
                 return malformed("a key of its dict appears twice");
@@ -63,7 +65,9 @@ impl Machine<'_> {
     /// A value as JSON; what JSON has not is null.
     fn plain(&self, id: Id, depth: usize, left: &mut usize) -> Result<Value> {
         let Some(deeper) = depth.checked_sub(1) else {
-            return limit(format!("its settings are nested more than {DEPTH_MAX} deep"));
+            return limit(format!(
+                "its settings are nested more than {DEPTH_MAX} deep"
+            ));
         };
         *left = match left.checked_sub(1) {
             Some(left) => left,

@@ -52,7 +52,9 @@ fn without_depths(config: &Config, check: &mut Check<'_>) {
         if given && !check.refused(key) {
             check.conflict(
                 key,
-                format!("`{key}` is a setting of scFoundation, and `backbone.architecture` is `{name}`"),
+                format!(
+                    "`{key}` is a setting of scFoundation, and `backbone.architecture` is `{name}`"
+                ),
                 "remove it, or set `backbone.architecture = \"scfoundation\"`",
             );
         }
@@ -104,14 +106,30 @@ fn scfoundation(config: &Config, check: &mut Check<'_>) {
     let (shape, usual) = (&backbone.shape, Shape::default());
     for (key, set) in [
         ("data.include_zero_genes", data.include_zero_genes),
-        ("backbone.cell_layer", backbone.cell_layer != CellLayer::Last),
-        ("backbone.freeze_rule", backbone.freeze_rule != FreezeRule::Tutorial),
+        (
+            "backbone.cell_layer",
+            backbone.cell_layer != CellLayer::Last,
+        ),
+        (
+            "backbone.freeze_rule",
+            backbone.freeze_rule != FreezeRule::Tutorial,
+        ),
         ("backbone.norm", backbone.norm != EmbeddingNorm::None),
-        ("backbone.shape.n_layers_cls", shape.n_layers_cls != usual.n_layers_cls),
-        ("backbone.shape.value_style", shape.value_style != usual.value_style),
+        (
+            "backbone.shape.n_layers_cls",
+            shape.n_layers_cls != usual.n_layers_cls,
+        ),
+        (
+            "backbone.shape.value_style",
+            shape.value_style != usual.value_style,
+        ),
     ] {
         if set {
-            check.conflict(key, format!("`{key}` has no effect on scFoundation"), "remove it");
+            check.conflict(
+                key,
+                format!("`{key}` has no effect on scFoundation"),
+                "remove it",
+            );
         }
     }
 }

@@ -65,7 +65,10 @@ impl ScfoundationTokenizer {
         let least = if options.target_depth.is_some() { 3 } else { 1 };
         if options.max_len < least {
             return Err(Error::options(
-                format!("max_len must be at least {least}, got `{}`", options.max_len),
+                format!(
+                    "max_len must be at least {least}, got `{}`",
+                    options.max_len
+                ),
                 "",
             ));
         }
@@ -95,7 +98,11 @@ impl Tokenizer for ScfoundationTokenizer {
     }
 
     fn most_tokens(&self, values: usize) -> usize {
-        let depths = if self.options.target_depth.is_some() { 2 } else { 0 };
+        let depths = if self.options.target_depth.is_some() {
+            2
+        } else {
+            0
+        };
         (values.max(1) + depths).min(self.options.max_len)
     }
 }
@@ -136,14 +143,17 @@ impl CellTokenizer for Worker<'_> {
             .extend(self.expressed.iter().map(|&pair| (pair >> 32) as i32));
         out.values.extend(self.expressed.iter().map(|&pair| {
             let scaled = f32::from_bits(pair as u32) / factor;
-            if options.log1p { scaled.ln_1p() } else { scaled }
+            if options.log1p {
+                scaled.ln_1p()
+            } else {
+                scaled
+            }
         }));
         if let Some(target) = options.target_depth {
             // One count is the least that a cell with counts can have.
             let total = total.max(1.0);
             out.ids.extend([options.genes, options.genes + 1]);
-            out.values
-                .extend([target.of(total), total.log10() as f32]);
+            out.values.extend([target.of(total), total.log10() as f32]);
         }
         out.end_row();
         known
@@ -219,7 +229,10 @@ mod tests {
         // 1 and 3 of 4 counts; the 50 of the unknown gene count nowhere.
         let expected = [2500.0_f32.ln_1p(), 7500.0_f32.ln_1p()];
         assert!(
-            out.values.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6),
+            out.values
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-6),
             "{:?}",
             out.values
         );
@@ -260,7 +273,10 @@ mod tests {
     #[test]
     fn a_cell_without_a_known_gene_has_a_token_and_is_told() {
         let (out, known) = tokens(&tokenizer(|_| {}), &[1], &[9.0]);
-        assert_eq!((out.ids.as_slice(), out.values.as_slice()), (&[0][..], &[0.0][..]));
+        assert_eq!(
+            (out.ids.as_slice(), out.values.as_slice()),
+            (&[0][..], &[0.0][..])
+        );
         assert!(!known);
         let depths = tokenizer(|options| options.target_depth = Some(TargetDepth::Fold(2.0)));
         let (out, known) = tokens(&depths, &[1], &[9.0]);

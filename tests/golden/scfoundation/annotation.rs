@@ -20,7 +20,10 @@ fn check_tokens(golden: &Golden, model: &Scfoundation, batch: &Inputs) {
     golden.close("gathered_values", &batch.values);
     // The reference gives padding the number of padding for a gene.
     let pad = golden.pad_value() as i64;
-    golden.close("gathered_gene_ids", &batch.gene_ids.masked_fill(padding, pad));
+    golden.close(
+        "gathered_gene_ids",
+        &batch.gene_ids.masked_fill(padding, pad),
+    );
     golden.close("padding_mask", padding);
     let embedded = model.embed_values(&batch.values).unwrap();
     golden.close("value_embedding", &embedded);
@@ -68,9 +71,19 @@ fn check_that_evaluation_is_not_the_references(golden: &Golden) {
     let encoded = tch::no_grad(|| model.encode(&golden.annotated(), Pass::EVALUATION)).unwrap();
     let logits = model.classify(&encoded, Pass::EVALUATION).unwrap();
     let off = (logits - theirs).abs().max().double_value(&[]);
-    let expected = golden.case["eval_vs_train_max_abs_logit_difference"].as_f64().unwrap();
-    assert!(expected > 1e-3, "{}: the case shows no difference", golden.name);
-    assert!((off - expected).abs() < 1e-4, "{}: {off} of {expected}", golden.name);
+    let expected = golden.case["eval_vs_train_max_abs_logit_difference"]
+        .as_f64()
+        .unwrap();
+    assert!(
+        expected > 1e-3,
+        "{}: the case shows no difference",
+        golden.name
+    );
+    assert!(
+        (off - expected).abs() < 1e-4,
+        "{}: {off} of {expected}",
+        golden.name
+    );
 }
 
 #[test]
@@ -80,7 +93,11 @@ fn head_alone() {
 
 #[test]
 fn encoder_adapter() {
-    for name in ["cls_encoder_max", "cls_encoder_all", "cls_encoder_max_upper_half"] {
+    for name in [
+        "cls_encoder_max",
+        "cls_encoder_all",
+        "cls_encoder_max_upper_half",
+    ] {
         check_that_evaluation_is_not_the_references(&check(name));
     }
 }
@@ -118,7 +135,9 @@ fn lora_adapter() {
             let zeros = Tensor::zeros([d, d], (Kind::Float, a.device()));
             let update = Tensor::cat(&[update(0), zeros, update(1)], 0);
             let weight = part("in_proj_weight") + update;
-            golden.weights.insert(format!("{module}.in_proj_weight"), weight);
+            golden
+                .weights
+                .insert(format!("{module}.in_proj_weight"), weight);
         }
         let mut blueprint = golden.blueprint();
         blueprint.adapters.clear();
@@ -126,7 +145,10 @@ fn lora_adapter() {
         let params = golden.params(&blueprint, Layout::cpu(0));
         let model = Scfoundation::bind(&blueprint, &params, ExecutorKind::Plain).unwrap();
         let encoded = model.encode(&golden.annotated(), Pass::EVALUATION).unwrap();
-        golden.close("logits", &model.classify(&encoded, Pass::EVALUATION).unwrap());
+        golden.close(
+            "logits",
+            &model.classify(&encoded, Pass::EVALUATION).unwrap(),
+        );
     }
 }
 

@@ -10,7 +10,11 @@ use scpeft_model::{Role, TensorSpec};
 
 const GENES: i64 = 19_264;
 
-pub(crate) fn published(adapters: Vec<AdapterOptions>, style: PoolStyle, classes: i64) -> Blueprint {
+pub(crate) fn published(
+    adapters: Vec<AdapterOptions>,
+    style: PoolStyle,
+    classes: i64,
+) -> Blueprint {
     Blueprint {
         shape: Shape {
             vocab: GENES + 3,

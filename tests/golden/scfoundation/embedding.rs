@@ -14,7 +14,10 @@ fn embeddings_of_counts_with_read_depths() {
     let counts = &golden.inputs["counts"];
     let tokens = golden.tokens(counts, Some(1e4), Some(TargetDepth::Fixed(4.0)));
     let batch = golden.batch(&tokens, 1);
-    let dense = Tensor::zeros([counts.size()[0], golden.genes() + 3], (tch::Kind::Float, tch::Device::Cpu));
+    let dense = Tensor::zeros(
+        [counts.size()[0], golden.genes() + 3],
+        (tch::Kind::Float, tch::Device::Cpu),
+    );
     let dense = dense.scatter(1, &batch.gene_ids.to_kind(tch::Kind::Int64), &batch.values);
     golden.close("tokens_with_T_S", &dense.narrow(1, 0, golden.genes() + 2));
     for (style, name) in [

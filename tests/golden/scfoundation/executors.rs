@@ -67,7 +67,10 @@ fn the_classifier_has_dropout_of_its_own_in_training_alone() {
     blueprint.head.as_mut().unwrap().dropout = 0.5;
     let (_, model) = golden.model(&blueprint, ExecutorKind::Plain);
     let encoded = model.encode(&golden.annotated(), Pass::EVALUATION).unwrap();
-    golden.close("logits", &model.classify(&encoded, Pass::EVALUATION).unwrap());
+    golden.close(
+        "logits",
+        &model.classify(&encoded, Pass::EVALUATION).unwrap(),
+    );
 }
 
 #[test]
@@ -111,14 +114,22 @@ fn layers_below_the_first_adapter_have_no_graph() {
         let trainable = golden.trainable();
         let trains = |spec: &scpeft_model::TensorSpec| trainable.contains(&spec.name);
         let expected = first.unwrap_or(blueprint.shape.n_layers);
-        assert_eq!(blueprint.first_in_backward(&trains).unwrap(), expected, "{name}");
+        assert_eq!(
+            blueprint.first_in_backward(&trains).unwrap(),
+            expected,
+            "{name}"
+        );
         let (_, model) = golden.model(&blueprint, ExecutorKind::Plain);
         let encoded = model.encode(&golden.annotated(), training()).unwrap();
         assert_eq!(encoded.hidden.requires_grad(), first.is_some(), "{name}");
         let on_embedding = name == "cls_token_max";
         assert_eq!(encoded.genes.requires_grad(), on_embedding, "{name}");
-        assert!(blueprint.specs().unwrap().iter().all(|s| {
-            s.role != Role::Backbone || !trainable.contains(&s.name)
-        }));
+        assert!(
+            blueprint
+                .specs()
+                .unwrap()
+                .iter()
+                .all(|s| { s.role != Role::Backbone || !trainable.contains(&s.name) })
+        );
     }
 }

@@ -48,7 +48,10 @@ pub(crate) fn ours(name: &str) -> String {
         Some(rest) => format!("encoder.adapter.{rest}"),
         None => name.replace("Space_Adapter", "space_adapter"),
     };
-    format!("{grad}{}", name.replace("prompt_embeddings", "adapter_embeddings"))
+    format!(
+        "{grad}{}",
+        name.replace("prompt_embeddings", "adapter_embeddings")
+    )
 }
 
 pub(crate) struct Golden {
@@ -138,7 +141,10 @@ impl Golden {
         let flags = named.as_array().map_or(&[][..], Vec::as_slice);
         let set = (0..flags.len()).filter(|&i| flags[i] == 1);
         let layers = LayerSelection::Listed(set.collect());
-        let lora_a = self.weights.iter().find(|(name, _)| name.ends_with(".lora_A"));
+        let lora_a = self
+            .weights
+            .iter()
+            .find(|(name, _)| name.ends_with(".lora_A"));
         vec![match self.case["adapter"].as_str().unwrap() {
             "encoder" => AdapterOptions::Encoder(EncoderOptions {
                 layers,
@@ -154,7 +160,8 @@ impl Golden {
             "prefix" => AdapterOptions::Prefix(PrefixOptions {
                 layers,
                 token_nums: {
-                    let prompt = |(name, _): &(&String, &Tensor)| name.ends_with("adapter_embeddings");
+                    let prompt =
+                        |(name, _): &(&String, &Tensor)| name.ends_with("adapter_embeddings");
                     self.weights.iter().find(prompt).unwrap().1.size()[1]
                 },
             }),
@@ -195,14 +202,23 @@ impl Golden {
     }
 
     /// The model, bound, with the case's weights and freeze rule.
-    pub(crate) fn model(&self, blueprint: &Blueprint, executor: ExecutorKind) -> (Params, Scfoundation) {
+    pub(crate) fn model(
+        &self,
+        blueprint: &Blueprint,
+        executor: ExecutorKind,
+    ) -> (Params, Scfoundation) {
         let params = self.params(blueprint, Layout::cpu(0));
         let model = Scfoundation::bind(blueprint, &params, executor).unwrap();
         (params, model)
     }
 
     /// Tokens of cells `[B, G]`, made by the loader's tokeniser.
-    pub(crate) fn tokens(&self, cells: &Tensor, normalize: Option<f32>, depth: Option<TargetDepth>) -> Tokens {
+    pub(crate) fn tokens(
+        &self,
+        cells: &Tensor,
+        normalize: Option<f32>,
+        depth: Option<TargetDepth>,
+    ) -> Tokens {
         let genes = self.genes() as usize;
         let table = GeneTable {
             symbols: (0..genes).map(|g| format!("G{g}")).collect(),
@@ -223,13 +239,17 @@ impl Golden {
         let mut tokens = Tokens::default();
         for row in 0..cells.size()[0] {
             let values = Vec::<f32>::try_from(&cells.get(row)).unwrap();
-            let expressed: Vec<u32> = (0..genes as u32).filter(|&g| values[g as usize] > 0.0).collect();
+            let expressed: Vec<u32> = (0..genes as u32)
+                .filter(|&g| values[g as usize] > 0.0)
+                .collect();
             let counts: Vec<f32> = expressed.iter().map(|&g| values[g as usize]).collect();
             let cell = Cell {
                 genes: &expressed,
                 values: &counts,
             };
-            tokenizer.worker().tokenize(cell, CellKey::new(row as u64, 0, 0), &mut tokens);
+            tokenizer
+                .worker()
+                .tokenize(cell, CellKey::new(row as u64, 0, 0), &mut tokens);
         }
         tokens
     }
@@ -262,7 +282,13 @@ impl Golden {
         let expected = self.expected.get(name);
         let expected = expected.unwrap_or_else(|| panic!("no expected tensor `{name}`"));
         let [atol, rtol] = TOLERANCE;
-        assert_close(&format!("{}: {name}", self.name), found, expected, atol, rtol);
+        assert_close(
+            &format!("{}: {name}", self.name),
+            found,
+            expected,
+            atol,
+            rtol,
+        );
     }
 
     /// Compares the gradient of every trainable tensor.

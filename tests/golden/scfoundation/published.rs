@@ -1,7 +1,7 @@
 //! The published file: three models in one, each under its own prefix.
 
-use scpeft_checkpoint::published::scfoundation::{Published, models};
 use scpeft_checkpoint::TensorFile;
+use scpeft_checkpoint::published::scfoundation::{Published, models};
 use scpeft_tests::{case, fixture};
 
 use crate::golden::read;
@@ -32,7 +32,10 @@ fn every_model_of_the_file_is_read_with_its_settings() {
         assert_eq!(flat["bin_num"], config.bin_num);
         assert_eq!(flat["bin_alpha"].as_f64().unwrap(), config.bin_alpha);
         assert_eq!(flat["pad_token_id"].as_f64().unwrap(), config.pad_token_id);
-        assert_eq!(flat["mask_token_id"].as_f64().unwrap(), config.mask_token_id);
+        assert_eq!(
+            flat["mask_token_id"].as_f64().unwrap(),
+            config.mask_token_id
+        );
         for (key, value) in &config.others {
             assert_eq!(&flat[key], value, "{key}");
         }
@@ -44,5 +47,8 @@ fn every_model_of_the_file_is_read_with_its_settings() {
         }
     }
     let message = Published::of(&file, "genes").unwrap_err().to_string();
-    assert!(message.contains("no model `genes`") && message.contains("--variant"), "{message}");
+    assert!(
+        message.contains("no model `genes`") && message.contains("--variant"),
+        "{message}"
+    );
 }

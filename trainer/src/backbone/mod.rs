@@ -63,6 +63,11 @@ trait Opened: std::fmt::Debug {
     /// The tokeniser of a corpus, and how well their genes fit.
     fn tokenizer(&self, config: &Config, corpus: &Corpus) -> Result<(Arc<dyn Tokenizer>, Overlap)>;
 
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    fn coverage(&self, _overlap: &Overlap) -> Option<String> {
+        None
+    }
+
     /// The value that stands for a masked one.
     fn mask_value(&self) -> f32;
 
@@ -114,6 +119,11 @@ impl Backbone {
         corpus: &Corpus,
     ) -> Result<(Arc<dyn Tokenizer>, Overlap)> {
         self.opened.tokenizer(config, corpus)
+    }
+
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    pub(crate) fn coverage(&self, overlap: &Overlap) -> Option<String> {
+        self.opened.coverage(overlap)
     }
 
     /// The value that stands for a masked one.

@@ -18,6 +18,7 @@ use scpeft_model::backbone::{Architecture, Heads, Shape};
 use serde_json::{Map, Value};
 
 use super::{Backbone, Family, IN_RUN_DIR, Opened, Weights};
+use crate::assembly::grouped;
 use crate::failure::{Failure, Result};
 use crate::feed;
 use crate::settings;
@@ -211,7 +212,11 @@ impl Opened for OpenedScfoundation {
     }
 
     fn record(&self, dir: &Path) -> Result<()> {
-        Ok(write_description(dir, &self.files.config, &self.files.genes)?)
+        Ok(write_description(
+            dir,
+            &self.files.config,
+            &self.files.genes,
+        )?)
     }
 
     fn tokenizer(&self, config: &Config, corpus: &Corpus) -> Result<(Arc<dyn Tokenizer>, Overlap)> {
@@ -241,6 +246,15 @@ impl Opened for OpenedScfoundation {
         };
         let tokenizer = ScfoundationTokenizer::new(genes, options)?;
         Ok((Arc::new(tokenizer), overlap))
+    }
+
+    fn coverage(&self, overlap: &Overlap) -> Option<String> {
+        let (matched, genes) = (overlap.matched, self.files.genes.len());
+        Some(format!(
+            "{} of {} genes of the model are in the corpus; the others count as not expressed",
+            grouped(matched as u64),
+            grouped(genes as u64)
+        ))
     }
 
     fn mask_value(&self) -> f32 {

@@ -105,7 +105,10 @@ impl ScfoundationConfig {
         for part in ["/model_config/mae_autobin", "/dataset_config/rnaseq"] {
             let entries = settings.pointer(part).and_then(Value::as_object);
             let entries = entries.ok_or_else(|| {
-                Error::content(path, format!("its settings have no `{}`", &part[1..].replace('/', ".")))
+                Error::content(
+                    path,
+                    format!("its settings have no `{}`", &part[1..].replace('/', ".")),
+                )
             })?;
             flat.extend(entries.clone());
         }
@@ -134,7 +137,12 @@ impl ScfoundationConfig {
             if stack.module_type != kind {
                 return refuse(&format!("{name}.module_type"), &stack.module_type, kind);
             }
-            let sizes = [stack.hidden_dim, stack.depth, stack.heads, stack.head_width()];
+            let sizes = [
+                stack.hidden_dim,
+                stack.depth,
+                stack.heads,
+                stack.head_width(),
+            ];
             if sizes.contains(&0) {
                 return Err(Error::content(
                     path,
@@ -145,7 +153,10 @@ impl ScfoundationConfig {
         if encoder.norm_first {
             return refuse("encoder.norm_first", "true", "false");
         }
-        if config.bin_num == 0 || config.seq_len < 3 || !encoder.hidden_dim.is_multiple_of(encoder.heads) {
+        if config.bin_num == 0
+            || config.seq_len < 3
+            || !encoder.hidden_dim.is_multiple_of(encoder.heads)
+        {
             return Err(Error::content(
                 path,
                 format!(

@@ -12,10 +12,7 @@ const HEADER: &str = "gene_name\tindex";
 const HELP: &str = "the list is published with the weights as `OS_scRNA_gene_index.19264.tsv`: a line \
                     `gene_name<TAB>index`, then a gene a line, indices counted from 0";
 /// Genes of the published models, and the BLAKE3 of their names, each with a line end.
-const PUBLISHED: (usize, &str) = (
-    19_264,
-    "PUBLISHED_HASH",
-);
+const PUBLISHED: (usize, &str) = (19_264, "PUBLISHED_HASH");
 
 /// Genes in the order of the embeddings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +43,8 @@ impl GeneList {
     /// has that is not the published one.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = fsx::read(path)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|_| refuse(path, "is not UTF-8 text".to_owned()))?;
+        let text =
+            String::from_utf8(bytes).map_err(|_| refuse(path, "is not UTF-8 text".to_owned()))?;
         let mut lines = text.lines();
         let header = lines.next().unwrap_or_default().trim_end();
         if header != HEADER {

@@ -66,10 +66,7 @@ impl Published {
         let Some(settings) = settings else {
             return Err(Error::Content {
                 path: path.to_owned(),
-                reason: format!(
-                    "has no model `{name}`, only {}",
-                    models(file).join(", ")
-                ),
+                reason: format!("has no model `{name}`, only {}", models(file).join(", ")),
                 help: Some("name one with `--variant`; `gene` is the one that scPEFT adapts"),
             });
         };
@@ -90,7 +87,8 @@ impl Published {
         }
         let rows = |name: &str| {
             let (_, in_file) = names.iter().find(|(ours, _)| ours == name)?;
-            file.info(in_file).and_then(|(_, shape)| shape.first().copied())
+            file.info(in_file)
+                .and_then(|(_, shape)| shape.first().copied())
         };
         config.encoder.ff_dim = rows("encoder.transformer_encoder.0.linear1.weight");
         if let Some(decoder) = &mut config.decoder {
@@ -259,7 +257,9 @@ fn check_genes(config: &ScfoundationConfig, genes: &GeneList, path: &Path) -> Re
 
 fn require(config: &ScfoundationConfig, found: Vec<(&str, &[usize])>, what: &str) -> Result<()> {
     let wanted = wanted_shapes(config);
-    let wanted = wanted.iter().map(|(name, shape)| (name.as_str(), &shape[..]));
+    let wanted = wanted
+        .iter()
+        .map(|(name, shape)| (name.as_str(), &shape[..]));
     LoadReport::compare(wanted, found).require_complete(what, |_| true)
 }
 

@@ -21,10 +21,22 @@ fn a_list_that_would_mix_genes_up_is_refused_by_its_line() {
     let message = |text: &str| list(dir.path(), text).unwrap_err().to_string();
     let head = "gene_name\tindex\n";
     for (text, words) in [
-        ("symbol,id\n", "line 1: expected `gene_name<TAB>index`, found `symbol,id`"),
-        ("gene_name\tindex\nB\t1\nA\t0\n", "line 2: `B` has index 1, expected 0"),
-        ("gene_name\tindex\nB\t0\nA\tx\n", "line 3: expected a name, a tab and an index"),
-        ("gene_name\tindex\nB\t0\nB\t1\n", "`B` has the indices 0 and 1"),
+        (
+            "symbol,id\n",
+            "line 1: expected `gene_name<TAB>index`, found `symbol,id`",
+        ),
+        (
+            "gene_name\tindex\nB\t1\nA\t0\n",
+            "line 2: `B` has index 1, expected 0",
+        ),
+        (
+            "gene_name\tindex\nB\t0\nA\tx\n",
+            "line 3: expected a name, a tab and an index",
+        ),
+        (
+            "gene_name\tindex\nB\t0\nB\t1\n",
+            "`B` has the indices 0 and 1",
+        ),
     ] {
         let found = message(text);
         assert!(found.contains(words) && found.contains("help:"), "{found}");
@@ -32,12 +44,22 @@ fn a_list_that_would_mix_genes_up_is_refused_by_its_line() {
     // As many genes as the published list, in an order of their own.
     let rows: String = (0..19_264).map(|g| format!("GENE{g}\t{g}\n")).collect();
     let found = message(&format!("{head}{rows}"));
-    assert!(found.contains("19264 genes as the published list"), "{found}");
+    assert!(
+        found.contains("19264 genes as the published list"),
+        "{found}"
+    );
 }
 
 #[test]
 fn print_hash() {
-    let t = std::fs::read_to_string("/work/shared/data/vocab/scfoundation_OS_scRNA_gene_index.19264.tsv").unwrap();
-    let names: Vec<String> = t.lines().skip(1).map(|l| l.split('\t').next().unwrap().to_owned()).collect();
+    let t = std::fs::read_to_string(
+        "/work/shared/data/vocab/scfoundation_OS_scRNA_gene_index.19264.tsv",
+    )
+    .unwrap();
+    let names: Vec<String> = t
+        .lines()
+        .skip(1)
+        .map(|l| l.split('\t').next().unwrap().to_owned())
+        .collect();
     println!("HASH {} {}", names.len(), GeneList(names).fingerprint());
 }

@@ -61,7 +61,9 @@ impl ClassifierHead {
             PoolStyle::Max => Self::Deep {
                 hidden: HIDDEN
                     .iter()
-                    .map(|&[layer, norm]| Ok((linear(layer)?, LayerNorm::bind(params, &part(norm))?)))
+                    .map(|&[layer, norm]| {
+                        Ok((linear(layer)?, LayerNorm::bind(params, &part(norm))?))
+                    })
                     .collect::<Result<_>>()?,
                 output: linear(OUTPUT)?,
                 dropout,

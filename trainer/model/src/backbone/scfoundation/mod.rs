@@ -131,7 +131,12 @@ impl Blueprint {
         let role = Role::Backbone;
         let mut specs = values::specs(self.values, d_model);
         let start = Init::standard_normal();
-        specs.push(TensorSpec::new(POSITIONS.to_owned(), &[vocab, d_model], start, role));
+        specs.push(TensorSpec::new(
+            POSITIONS.to_owned(),
+            &[vocab, d_model],
+            start,
+            role,
+        ));
         specs.extend(Blocks::specs(self.shape, BLOCKS));
         specs.extend(LayerNorm::specs(NORM, d_model, role));
         specs

@@ -9,9 +9,7 @@ use super::{BLOCKS, Blueprint, NORM, POSITIONS};
 use crate::Result;
 use crate::backbone::post_norm::{Blocks, block_context, strip_prefix};
 use crate::backbone::{Encoded, Inputs, Model, Shape, absent};
-use crate::exec::{
-    Executor, ExecutorKind, Pass, Stack, join_backward, join_forward, run_in_order,
-};
+use crate::exec::{Executor, ExecutorKind, Pass, Stack, join_backward, join_forward, run_in_order};
 use crate::ops::{LayerNorm, cast};
 use crate::params::Params;
 

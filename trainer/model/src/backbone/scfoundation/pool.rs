@@ -56,17 +56,23 @@ fn all(hidden: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
     let (batch, seq, d_model) = hidden.size3()?;
     let options = (Kind::Int64, hidden.device());
     let lengths = match padding {
-        Some(padding) => padding.f_logical_not()?.f_sum_dim_intlist(1, true, Kind::Int64)?,
+        Some(padding) => padding
+            .f_logical_not()?
+            .f_sum_dim_intlist(1, true, Kind::Int64)?,
         None => Tensor::f_full([batch, 1], seq, options)?,
     }; // [B, 1]
     let state = |from_end: i64| {
         let place = lengths.f_sub_scalar(from_end)?.f_clamp_min(0)?;
-        let place = place.f_unsqueeze(-1)?.f_expand([batch, 1, d_model], false)?;
+        let place = place
+            .f_unsqueeze(-1)?
+            .f_expand([batch, 1, d_model], false)?;
         Ok::<_, crate::Error>(hidden.f_gather(1, &place, false)?.f_squeeze_dim(1)?)
     };
     // A cell of two tokens has no others: their largest and mean are 0.
     let others = lengths.f_sub_scalar(2)?.f_clamp_min(0)?;
-    let beyond = Tensor::f_arange(seq, options)?.f_unsqueeze(0)?.f_ge_tensor(&others)?; // [B, S]
+    let beyond = Tensor::f_arange(seq, options)?
+        .f_unsqueeze(0)?
+        .f_ge_tensor(&others)?; // [B, S]
     let most = largest(hidden, &beyond)?.f_masked_fill(&others.f_eq(0)?, 0.0)?;
     let weights = cast(&beyond.f_logical_not()?, hidden.f_kind()?)?.f_unsqueeze(1)?;
     let sum = weights.f_bmm(hidden)?.f_squeeze_dim(1)?;

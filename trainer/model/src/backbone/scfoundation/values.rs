@@ -37,7 +37,10 @@ pub(super) fn specs(values: Values, d_model: i64) -> Vec<TensorSpec> {
         specs.push(TensorSpec::new(name, &shape, Init::standard_normal(), role));
     }
     // The numbers themselves are in full precision, and so is what weighs them.
-    specs.into_iter().map(TensorSpec::in_full_precision).collect()
+    specs
+        .into_iter()
+        .map(TensorSpec::in_full_precision)
+        .collect()
 }
 
 impl AutoBins {
@@ -64,7 +67,9 @@ impl AutoBins {
             .f_add(&mixed)?
             .f_softmax(-1, None::<Kind>)?;
         let e = shares.f_matmul(&self.bins)?;
-        let e = self.mask.f_where_self(&x.f_eq(self.values.mask_value)?, &e)?;
+        let e = self
+            .mask
+            .f_where_self(&x.f_eq(self.values.mask_value)?, &e)?;
         Ok(self.pad.f_where_self(&x.f_eq(self.values.pad_value)?, &e)?)
     }
 
