@@ -26,7 +26,7 @@ pub use pool::{Pool, PoolStyle};
 pub const NAMES: Names = Names {
     blocks: "encoder.transformer_encoder",
     attention: "self_attn",
-    separate: false,
+    projections: None,
     token: Some("encoder"),
 };
 
@@ -94,6 +94,7 @@ impl Blueprint {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
+            d_attention: self.shape.d_model,
             names: NAMES,
         }
     }
