@@ -37,12 +37,13 @@ pub(crate) fn read(path: &Path) -> Tensors {
     tensors.into_iter().collect()
 }
 
-/// The name that a tensor of the reference has here.
-pub(crate) fn ours(name: &str) -> String {
+/// The name that a tensor of the reference has here; `prefix` is that of the model in the case.
+fn ours(prefix: &str, name: &str) -> String {
     let (grad, name) = match name.strip_prefix("grad.") {
         Some(name) => ("grad.", name),
         None => ("", name),
     };
+    let name = name.strip_prefix(prefix).unwrap_or(name);
     let name = name.replace("D_fc", "fc");
     let name = match name.strip_prefix("Space_Adapter.") {
         Some(rest) => format!("encoder.adapter.{rest}"),
@@ -56,6 +57,7 @@ pub(crate) fn ours(name: &str) -> String {
 
 pub(crate) struct Golden {
     pub(crate) name: String,
+    prefix: String,
     pub(crate) case: Value,
     pub(crate) weights: Tensors,
     pub(crate) inputs: Tensors,
@@ -64,13 +66,19 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn load(name: &str) -> Self {
+        Self::load_stripped(name, "")
+    }
+
+    /// A case whose names of the model's tensors begin with `prefix`.
+    pub(crate) fn load_stripped(name: &str, prefix: &str) -> Self {
         let dir = fixture("scfoundation", name);
         let renamed = |file: &str| -> Tensors {
             let tensors = read(&dir.join(file)).into_iter();
-            tensors.map(|(name, t)| (ours(&name), t)).collect()
+            tensors.map(|(name, t)| (ours(prefix, &name), t)).collect()
         };
         Self {
             name: name.to_owned(),
+            prefix: prefix.to_owned(),
             case: case(&dir),
             weights: renamed("weights.safetensors"),
             inputs: read(&dir.join("inputs.safetensors")),
@@ -145,19 +153,19 @@ impl Golden {
             .weights
             .iter()
             .find(|(name, _)| name.ends_with(".lora_A"));
-        vec![match self.case["adapter"].as_str().unwrap() {
-            "encoder" => AdapterOptions::Encoder(EncoderOptions {
+        vec![match self.case["adapter"].as_str() {
+            Some("encoder") => AdapterOptions::Encoder(EncoderOptions {
                 layers,
                 mlp_ratio: 0.25,
                 skip_connect: true,
                 placement: Placement::AttentionOutput,
                 zero_init: false,
             }),
-            "token" => AdapterOptions::Token(TokenOptions {
+            Some("token") => AdapterOptions::Token(TokenOptions {
                 mlp_ratio: 0.25,
                 zero_init: false,
             }),
-            "prefix" => AdapterOptions::Prefix(PrefixOptions {
+            Some("prefix") => AdapterOptions::Prefix(PrefixOptions {
                 layers,
                 token_nums: {
                     let prompt =
@@ -165,7 +173,7 @@ impl Golden {
                     self.weights.iter().find(prompt).unwrap().1.size()[1]
                 },
             }),
-            "lora" => AdapterOptions::Lora(LoraOptions {
+            Some("lora") => AdapterOptions::Lora(LoraOptions {
                 layers,
                 // Query and value side by side.
                 r: lora_a.unwrap().1.size()[0] / 2,
@@ -180,7 +188,8 @@ impl Golden {
     /// What trains.
     pub(crate) fn trainable(&self) -> BTreeSet<String> {
         let named = self.case["trainable"].as_array().unwrap();
-        named.iter().map(|n| ours(n.as_str().unwrap())).collect()
+        let name = |n: &Value| ours(&self.prefix, n.as_str().unwrap());
+        named.iter().map(name).collect()
     }
 
     /// Tensors with the case's weights and freeze rule.

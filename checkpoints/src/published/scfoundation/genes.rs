@@ -12,7 +12,10 @@ const HEADER: &str = "gene_name\tindex";
 const HELP: &str = "the list is published with the weights as `OS_scRNA_gene_index.19264.tsv`: a line \
                     `gene_name<TAB>index`, then a gene a line, indices counted from 0";
 /// Genes of the published models, and the BLAKE3 of their names, each with a line end.
-const PUBLISHED: (usize, &str) = (19_264, "PUBLISHED_HASH");
+const PUBLISHED: (usize, &str) = (
+    19_264,
+    "400e0fb9f0fc92e25a8e439a91c602635132c6a3d519493d35014525c614512a",
+);
 
 /// Genes in the order of the embeddings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -49,17 +49,3 @@ fn a_list_that_would_mix_genes_up_is_refused_by_its_line() {
         "{found}"
     );
 }
-
-#[test]
-fn print_hash() {
-    let t = std::fs::read_to_string(
-        "/work/shared/data/vocab/scfoundation_OS_scRNA_gene_index.19264.tsv",
-    )
-    .unwrap();
-    let names: Vec<String> = t
-        .lines()
-        .skip(1)
-        .map(|l| l.split('\t').next().unwrap().to_owned())
-        .collect();
-    println!("HASH {} {}", names.len(), GeneList(names).fingerprint());
-}
