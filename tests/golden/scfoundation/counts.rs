@@ -39,6 +39,7 @@ pub(crate) fn published(
             classes,
             dropout: 0.5,
         }),
+        decoder: None,
         adapters,
     }
 }

@@ -134,6 +134,7 @@ impl Golden {
                 classes,
                 dropout: 0.0,
             }),
+            decoder: None,
             adapters: self.adapters(),
         }
     }

@@ -9,4 +9,5 @@ mod counts;
 mod embedding;
 mod executors;
 mod golden;
+mod perturbation;
 mod published;

@@ -290,6 +290,8 @@ impl Opened for OpenedScfoundation {
                 classes: classifier.classes,
                 dropout: backbone.head_dropout.unwrap_or(HEAD_DROPOUT),
             }),
+            // No task needs it yet: its tensors stay in their file.
+            decoder: None,
             adapters: settings::adapters(config),
         })
     }

@@ -6,6 +6,7 @@
 //! auto-discretisation ([`Values`]). Adapters attach to the encoder. They act in evaluation as they do
 //! in training: that the reference leaves some of them out there is a defect of its.
 
+mod decoder;
 mod head;
 mod model;
 mod pool;
@@ -19,6 +20,7 @@ use crate::ops::{LAYER_NORM_EPS, LayerNorm};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Error, Init, Result};
 
+pub use decoder::{Decoded, DecoderShape};
 pub use model::Scfoundation;
 pub use pool::{Pool, PoolStyle};
 
@@ -85,6 +87,8 @@ pub struct Blueprint {
     pub pad_position: i64,
     /// The classifier, if there is one.
     pub head: Option<Head>,
+    /// The decoder, if there is one.
+    pub decoder: Option<DecoderShape>,
     /// Adapters, applied in order.
     pub adapters: Vec<AdapterOptions>,
 }
@@ -150,6 +154,9 @@ impl Blueprint {
     pub fn specs(&self) -> Result<Vec<TensorSpec>> {
         self.validate()?;
         let mut specs = self.encoder_specs();
+        if let Some(decoder) = self.decoder {
+            specs.extend(decoder::specs(decoder, self.shape.d_model));
+        }
         if let Some(head) = self.head {
             specs.extend(head::specs(self.pool, self.shape.d_model, head.classes));
         }

@@ -2,6 +2,7 @@ use std::rc::Rc;
 
 use tch::{Kind, Tensor};
 
+use super::decoder::Decoder;
 use super::head::ClassifierHead;
 use super::pool::Pool;
 use super::values::AutoBins;
@@ -17,8 +18,8 @@ use crate::params::Params;
 #[derive(Debug)]
 pub struct Scfoundation {
     shape: Shape,
-    values: AutoBins,
-    positions: Tensor,
+    pub(super) values: AutoBins,
+    pub(super) positions: Tensor,
     pad_position: i64,
     compute: Kind,
     blocks: Rc<Blocks>,
@@ -26,6 +27,7 @@ pub struct Scfoundation {
     executor: Box<dyn Executor>,
     pool: Pool,
     head: Option<ClassifierHead>,
+    pub(super) decoder: Option<Decoder>,
 }
 
 impl Scfoundation {
@@ -43,6 +45,10 @@ impl Scfoundation {
             Some(head) => Some(ClassifierHead::bind(params, blueprint.pool, head.dropout)?),
             None => None,
         };
+        let decoder = match blueprint.decoder {
+            Some(shape) => Some(Decoder::bind(params, shape, executor)?),
+            None => None,
+        };
         Ok(Self {
             shape: blueprint.shape,
             values: AutoBins::bind(params, blueprint.values)?,
@@ -54,6 +60,7 @@ impl Scfoundation {
             executor: executor.build(),
             pool: blueprint.pool,
             head,
+            decoder,
         })
     }
 

@@ -72,4 +72,9 @@ impl AutoBins {
             .f_where_self(&x.f_eq(self.values.mask_value)?, &e)?;
         Ok(self.pad.f_where_self(&x.f_eq(self.values.pad_value)?, &e)?)
     }
+
+    /// The embedding of a gene that is not expressed, `[1, 1, D]`.
+    pub(super) fn zero(&self) -> Result<Tensor> {
+        self.forward(&Tensor::f_zeros([1, 1], (Kind::Float, self.bins.device()))?)
+    }
 }
