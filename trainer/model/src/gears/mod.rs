@@ -322,7 +322,9 @@ impl Gears {
             }
             if !nodes_of.is_empty() {
                 let mut row = vec![0.0_f32; nodes as usize];
-                nodes_of.iter().for_each(|&node| row[node as usize] += 1.0);
+                for &node in nodes_of {
+                    row[node as usize] += 1.0;
+                }
                 cells.push(cell as i64);
                 many.extend(row);
             }
