@@ -5,7 +5,7 @@ use scpeft_model::backbone::scfoundation::Scfoundation;
 use scpeft_model::backbone::{Encoded, Inputs, Model};
 use scpeft_model::exec::{ExecutorKind, Pass};
 use scpeft_model::{Layout, loss};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::golden::{Golden, training};
 
@@ -122,22 +122,11 @@ fn every_parameter() {
 fn lora_adapter() {
     for name in ["cls_lora_max", "cls_lora_max_upper_half"] {
         let mut golden = check(name);
-        let modules: Vec<String> = (golden.weights.keys())
-            .filter_map(|key| key.strip_suffix(".Wqkv.lora_A").map(str::to_owned))
-            .collect();
-        assert!(!modules.is_empty());
-        for module in modules {
-            let part = |end: &str| golden.weights[&format!("{module}.{end}")].shallow_clone();
-            let (a, b) = (part("Wqkv.lora_A"), part("Wqkv.lora_B"));
-            let (r, d) = (a.size()[0] / 2, b.size()[0] / 2);
-            // Query in the first rows, value in the last.
-            let update = |j: i64| b.narrow(0, j * d, d).matmul(&a.narrow(0, j * r, r)) / r as f64;
-            let zeros = Tensor::zeros([d, d], (Kind::Float, a.device()));
-            let update = Tensor::cat(&[update(0), zeros, update(1)], 0);
-            let weight = part("in_proj_weight") + update;
-            golden
-                .weights
-                .insert(format!("{module}.in_proj_weight"), weight);
+        let updates = golden.lora_updates();
+        assert!(!updates.is_empty());
+        for (weight, update) in updates {
+            let merged = &golden.weights[&weight] + update;
+            golden.weights.insert(weight, merged);
         }
         let mut blueprint = golden.blueprint();
         blueprint.adapters.clear();

@@ -297,14 +297,15 @@ fn predictions_do_not_depend_on_the_place_of_a_cell() {
                 .predict(&genes, &expression, perturbed, training)
         };
         let x = &golden.inputs["x"];
-        let before = predict(x, &perturbed, false).unwrap().expression;
-        let other = predict(&x.flip([0]), &turned, false).unwrap();
+        let first = predict(x, &perturbed, true).unwrap().expression;
+        let other = predict(&x.flip([0]), &turned, true).unwrap();
         let other = other.expression.flip([0]);
-        let off = (&before - other).abs().max().double_value(&[]);
+        let off = (&first - other).abs().max().double_value(&[]);
         match reach {
             GraphReach::EveryCell => assert!(off < 1e-4, "{off}"),
-            GraphReach::FirstCell => assert!(off > 1e-3, "{off}"),
+            GraphReach::FirstCell => assert!(off > 1e-2, "{off}"),
         }
+        let before = predict(x, &perturbed, false).unwrap().expression;
         let response = predict(x, &perturbed, true).unwrap();
         let again = predict(x, &perturbed, false).unwrap().expression;
         assert!(again.equal(&before), "a pass moved statistics");
