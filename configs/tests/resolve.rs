@@ -469,6 +469,9 @@ fn the_presets_resolve() {
         [
             "geneformer-identification-encoder.toml",
             "geneformer-identification-lora.toml",
+            "scbert-identification-encoder.toml",
+            "scbert-identification-lora.toml",
+            "scbert-identification-token.toml",
             "scfoundation-identification-encoder.toml",
             "scfoundation-identification-lora.toml",
             "scgpt-batch-correction.toml",

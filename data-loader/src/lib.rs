@@ -40,6 +40,7 @@ pub use sampler::Sampler;
 pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
+    panel::{BinScale, PanelTokenizer},
     rank::{self, RankDictionary, RankTokenizer},
     scfoundation::{ScfoundationOptions, ScfoundationTokenizer, TargetDepth},
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},

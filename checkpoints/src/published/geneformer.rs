@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::mapped::Mapping;
-use crate::published::{LoadReport, Weights, fingerprint, refuse_other};
+use crate::published::{LoadReport, Weights, fingerprint};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -231,7 +231,9 @@ impl GeneformerDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        refuse_other(dir, "geneformer")?;
+        if !dir.join(CONFIG).exists() {
+            super::require_kind(dir, CONFIG)?;
+        }
         if !dir.join(CONFIG).exists() {
             return Err(Error::MissingFile {
                 dir: dir.to_owned(),

@@ -2,6 +2,7 @@
 //! the fingerprint of a set of tensors.
 
 pub mod geneformer;
+pub mod scbert;
 pub mod scfoundation;
 pub mod scgpt;
 pub mod scpeft;
@@ -31,32 +32,32 @@ pub trait Weights: fmt::Debug {
     fn mapped(&self, name: &str) -> Option<Mapping>;
 }
 
-/// The file that tells a directory of a family, what such a backbone is called, and its architecture.
-const FAMILIES: [(&str, &str, &str); 3] = [
-    ("args.json", "an scGPT", "scgpt"),
+/// The files that tell what kind of backbone a directory holds, most telling first: kind, article
+/// included, and the configuration's name of it.
+const MARKS: [(&str, &str, &str); 4] = [
     (scfoundation::CONFIG, "an scFoundation", "scfoundation"),
+    (scbert::CONFIG, "an scBERT", "scbert"),
+    ("args.json", "an scGPT", "scgpt"),
     (geneformer::CONFIG, "a Geneformer", "geneformer"),
 ];
 
-/// Refuses a directory of another family than `architecture`, unless it has a file of its own.
+/// Refuses a directory that holds a backbone of another kind than that of `mark`, the telling file.
 ///
 /// # Errors
-/// Naming what it is.
-fn refuse_other(dir: &Path, architecture: &str) -> Result<()> {
-    let own = |family: &&(&str, &str, &str)| family.2 == architecture;
-    let has = |family: &&(&str, &str, &str)| dir.join(family.0).exists();
-    let wanted = FAMILIES.iter().find(own).expect("every family is listed");
-    if has(&wanted) {
-        return Ok(());
-    }
-    match FAMILIES.iter().find(has) {
-        Some(&(_, found, architecture)) => Err(Error::OtherBackbone {
-            dir: dir.to_owned(),
-            found,
-            wanted: wanted.1,
-            architecture,
-        }),
-        None => Ok(()),
+/// Naming the kind that it is.
+fn require_kind(dir: &Path, mark: &str) -> Result<()> {
+    let there = MARKS.iter().find(|(file, ..)| dir.join(file).exists());
+    let wanted = MARKS.iter().find(|(file, ..)| *file == mark);
+    match (there, wanted) {
+        (Some((file, found, architecture)), Some((_, wanted, _))) if *file != mark => {
+            Err(Error::OtherBackbone {
+                dir: dir.to_owned(),
+                found,
+                wanted,
+                architecture,
+            })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::mapped::Mapping;
-use crate::published::{LoadReport, Weights, fingerprint, refuse_other};
+use crate::published::{LoadReport, Weights, fingerprint};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -231,7 +231,7 @@ impl ScgptDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        refuse_other(dir, "scgpt")?;
+        super::require_kind(dir, "args.json")?;
         let missing = |wanted: &str| Error::MissingFile {
             dir: dir.to_owned(),
             wanted: wanted.to_owned(),

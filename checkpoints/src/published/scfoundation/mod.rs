@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::fsx::{self, Existing};
 use crate::mapped::Mapping;
-use crate::published::{LoadReport, Weights, fingerprint, refuse_other};
+use crate::published::{LoadReport, Weights, fingerprint, require_kind};
 use crate::safetensors_file::write_safetensors;
 use crate::tensor::{HostTensor, TensorFile};
 
@@ -29,7 +29,6 @@ pub const PUBLISHED_GENES: &str = "OS_scRNA_gene_index.19264.tsv";
 /// What a user must know of the published weights.
 pub const LICENCE: &str = "the published weights of scFoundation are licensed for non-commercial use only \
                            (MODEL_LICENSE of its authors), and so is what is trained on them";
-const ARCHITECTURE: &str = "scfoundation";
 /// Counts forward passes of the pretraining; no parameter.
 const COUNTER: &str = "decoder.performer.calls_since_last_redraw";
 /// What precedes names in the published file.
@@ -154,7 +153,7 @@ impl ScfoundationDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        refuse_other(dir, ARCHITECTURE)?;
+        require_kind(dir, CONFIG)?;
         for name in [CONFIG, GENES, WEIGHTS] {
             if !dir.join(name).exists() {
                 return Err(Error::MissingFile {
