@@ -24,6 +24,7 @@ const NAMES: Names = Names {
     attention: ATTENTION,
     projections: Some(PROJECTIONS),
     token: None,
+    prefix: None,
 };
 
 /// Dimensions of the decoder.

@@ -30,6 +30,7 @@ pub const NAMES: Names = Names {
     attention: "self_attn",
     projections: None,
     token: Some("encoder"),
+    prefix: None,
 };
 
 const BLOCKS: BlockStyle = BlockStyle {
@@ -99,6 +100,7 @@ impl Blueprint {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
             d_attention: self.shape.d_model,
+            pre_norm: false,
             names: NAMES,
         }
     }
