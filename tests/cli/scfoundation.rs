@@ -31,12 +31,9 @@ fn models() -> PathBuf {
 /// The genes of the model: those of the corpus among others, in an order of their own.
 fn genes(lab: &Lab) -> PathBuf {
     let path = lab.path("genes.tsv");
-    let rows = (0..GENES).map(|g| format!("GENE{}\t{g}\n", g * 7 % GENES));
-    std::fs::write(
-        &path,
-        format!("gene_name\tindex\n{}", rows.collect::<String>()),
-    )
-    .unwrap();
+    let row = |g| format!("GENE{}\t{g}\n", g * 7 % GENES);
+    let rows: Vec<String> = (0..GENES).map(row).collect();
+    std::fs::write(&path, format!("gene_name\tindex\n{}", rows.concat())).unwrap();
     path
 }
 
