@@ -61,7 +61,7 @@ enum Command {
         #[command(flatten)]
         dictionaries: Dictionaries,
         #[command(flatten)]
-        scfoundation: scfoundation::Choice,
+        scfoundation: Box<scfoundation::Choice>,
         #[command(flatten)]
         conversion: Conversion,
     },
