@@ -455,10 +455,11 @@ fn several_models_are_read_with_their_settings() {
     let expected = serde_json::json!({"depth": 3, "on": true, "off": null, "list": [0.5]});
     assert_eq!(found.settings[0], ("gene/config".to_owned(), expected));
     // A list that holds itself over and over.
-    let mut bomb = b"]q\0".to_vec();
+    let mut bomb = b"]q\x000".to_vec();
     for at in 0..40u8 {
-        bomb.extend([b']', b'q', at + 1, b'(', b'h', at, b'h', at, b'e']);
+        bomb.extend([b']', b'q', at + 1, b'(', b'h', at, b'h', at, b'e', b'0']);
     }
+    bomb.extend([b'h', 40]);
     let bytes = pickle(&[b"}(", &text("gene"), &model(&bomb), b"u"]);
     assert!(
         matches!(read(&bytes), Err(PickleError::Limit(_))),
