@@ -296,6 +296,7 @@ impl Assembly {
             overlap.key.name(),
         ));
         lines.extend(self.feed.responses.as_ref().map(|r| r.summary()));
+        lines.extend(self.backbone.coverage(overlap));
         let unlabelled = self.splits.as_ref().map_or(0, |s| s.unlabelled);
         if unlabelled > 0 {
             lines.push(format!(

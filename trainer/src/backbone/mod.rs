@@ -5,6 +5,7 @@
 
 mod geneformer;
 mod scbert;
+mod scfoundation;
 mod scgpt;
 
 use std::path::Path;
@@ -31,6 +32,7 @@ fn family(architecture: scpeft_config::Architecture) -> &'static dyn Family {
         scpeft_config::Architecture::Scgpt => &scgpt::Scgpt,
         scpeft_config::Architecture::Geneformer => &geneformer::Geneformer,
         scpeft_config::Architecture::Scbert => &scbert::Scbert,
+        scpeft_config::Architecture::Scfoundation => &scfoundation::Scfoundation,
     }
 }
 
@@ -73,6 +75,11 @@ trait Opened: std::fmt::Debug {
              help: set `backbone.architecture = \"scgpt\"`",
             config.backbone.architecture
         )))
+    }
+
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    fn coverage(&self, _overlap: &Overlap) -> Option<String> {
+        None
     }
 
     /// The value that stands for a masked one.
@@ -134,6 +141,11 @@ impl Backbone {
     /// No gene in the vocabulary, or a backbone that has no such rows.
     pub fn gene_map(&self, config: &Config, corpus: &Corpus) -> Result<GeneMap> {
         self.opened.gene_map(config, corpus)
+    }
+
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    pub(crate) fn coverage(&self, overlap: &Overlap) -> Option<String> {
+        self.opened.coverage(overlap)
     }
 
     /// The value that stands for a masked one.
