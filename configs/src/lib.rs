@@ -35,5 +35,10 @@ pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
     AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, BinScale, CellLayer,
     CellStyle, CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice,
-    DrugActivation, DrugBias, DrugReading, DrugSection, DrugSite, EmbeddingNorm, FreezeRule, GeneKey, Init, KeyMax, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer, Pairing, PerturbationSection, Placement, Precision, ResponseHead, ResponseLoss, ResponseOutput, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage, Target, TargetDepth, TaskKind, TaskSection, TrainSection, Trainable, Transport, Unit, ValueStyle, Vocab, WatchdogSection,
+    DrugActivation, DrugBias, DrugReading, DrugSection, DrugSite, EmbeddingNorm, FreezeRule,
+    GeneKey, Init, KeyMax, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
+    Pairing, PerturbationSection, Placement, Precision, ResponseHead, ResponseLoss, ResponseOutput,
+    RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage, Target, TargetDepth,
+    TaskKind, TaskSection, TrainSection, Trainable, Transport, Unit, ValueStyle, Vocab,
+    WatchdogSection,
 };

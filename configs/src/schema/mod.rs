@@ -20,7 +20,8 @@ pub use choices::{
     ResponseLoss, ResponseOutput, Sampler, Schedule, Select, Shard, SinkKind, Storage, Target,
     TaskKind, Trainable, Transport, Unit, ValueStyle,
 };
-    Layers, PerturbationSection}; pub use values::{AdapterKinds, TargetDepth, Vocab};, Vocab}; pub use values::{AdapterKinds, pub use perturbation::{DrugSection,
+pub use perturbation::{DrugSection, PerturbationSection};
+pub use values::{AdapterKinds, Layers, TargetDepth, Vocab};
 
 section! {
     /// `[run]`: where the run lives and how it uses the machine.
