@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod corpus;
+pub mod doses;
 mod error;
 pub mod genes;
 pub mod hvg;
@@ -18,6 +19,7 @@ pub mod index;
 pub mod molecules;
 pub mod order;
 pub mod parallel;
+pub mod perturbation;
 pub mod pipeline;
 pub mod preprocess;
 pub mod quality;
