@@ -93,8 +93,10 @@ fn read(args: &TableArgs) -> scpeft_data::Result<Drugs> {
 }
 
 fn describe(drugs: &Drugs) {
-    let scaffolds: std::collections::BTreeSet<&str> =
-        drugs.iter().map(|d| d.structure.scaffold.as_str()).collect();
+    let scaffolds: std::collections::BTreeSet<&str> = drugs
+        .iter()
+        .map(|d| d.structure.scaffold.as_str())
+        .collect();
     let acyclic = drugs.iter().filter(|d| d.structure.scaffold == ACYCLIC);
     println!(
         "{} drugs, {} scaffolds, {} drugs without a ring, {} rows without a name",

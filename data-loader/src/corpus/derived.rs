@@ -5,6 +5,9 @@ use std::collections::{HashMap, HashSet};
 use super::{Corpus, Derived, MANIFEST, ObsColumn, ObsKind, temp_sibling};
 use crate::{Error, Result};
 
+/// Of a cell without a category in one of the columns.
+const NONE: u64 = u64::MAX;
+
 impl Corpus {
     /// The codes of a derived column for all cells, -1 where missing.
     pub(super) fn derived_codes(
@@ -19,12 +22,12 @@ impl Corpus {
         };
         let mut places: Vec<HashMap<&str, u64>> = Vec::new();
         let mut joint = vec![0u64; self.n_cells() as usize];
-        // Of a cell without a category in one of the columns.
-        const NONE: u64 = u64::MAX;
         for name in &derived.by {
             // Not only a matter of taste: two could follow from each other.
             if self.column(name)?.derived.is_some() {
-                return Err(wrong(format!("follows from `{name}`, which is derived too")));
+                return Err(wrong(format!(
+                    "follows from `{name}`, which is derived too"
+                )));
             }
             let categories = self.categories(name)?;
             places.push(categories.iter().map(String::as_str).zip(0..).collect());
@@ -39,7 +42,8 @@ impl Corpus {
         let mut meaning: HashMap<u64, i32> = HashMap::new();
         for (keys, category) in &derived.values {
             let code = code_of.get(category.as_str());
-            let code = code.ok_or_else(|| wrong(format!("`{category}` is none of its categories")))?;
+            let code =
+                code.ok_or_else(|| wrong(format!("`{category}` is none of its categories")))?;
             if keys.len() != places.len() {
                 return Err(wrong(format!(
                     "{keys:?} are {} keys, expected {}",
@@ -66,7 +70,7 @@ impl Corpus {
 /// # Errors
 /// The corpus is in a store, the name is taken, the column does not follow from columns of categories, or
 /// the manifest cannot be written.
-pub fn add_column(corpus: &Corpus, column: ObsColumn, replace: bool) -> Result<()> {
+pub fn add_column(corpus: &Corpus, column: &ObsColumn, replace: bool) -> Result<()> {
     if corpus.is_remote() {
         return Err(Error::options(
             "the corpus is in a store, where no column can be added",
@@ -99,10 +103,12 @@ pub fn add_column(corpus: &Corpus, column: ObsColumn, replace: bool) -> Result<(
     let derived = derived.ok_or_else(|| Error::internal("the column follows from no other"))?;
     let code_of = column.categories.iter().map(String::as_str).zip(0..);
     let code_of: HashMap<&str, i32> = code_of.collect();
-    let codes = corpus.derived_codes(&column, derived, &code_of)?;
+    let codes = corpus.derived_codes(column, derived, &code_of)?;
     let used: HashSet<i32> = codes.into_iter().collect();
     let empty = column.categories.iter().zip(0..);
-    let empty = empty.filter(|(_, code)| !used.contains(code)).map(|(name, _)| name);
+    let empty = empty
+        .filter(|(_, code)| !used.contains(code))
+        .map(|(name, _)| name);
     if let Some(name) = empty.min() {
         return Err(Error::internal(format!("no cell has `{name}`")));
     }

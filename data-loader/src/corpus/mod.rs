@@ -15,11 +15,11 @@ mod writer;
 
 pub use block::Block;
 pub(crate) use chunks::{Chunks, chunk_range, within};
+pub use derived::add_column;
 pub use manifest::{
     Derived, FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
     Provenance, Shard, SourceFile, ValueKind,
 };
-pub use derived::add_column;
 pub use packed::{CellBuffer, PackedBlock};
 pub use reader::{Corpus, RowGroup};
 pub use writer::{CellBatch, CellValues, CorpusWriter, Profile, WriterOptions, obs_array_type};

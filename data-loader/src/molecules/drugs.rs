@@ -55,7 +55,7 @@ impl Drug {
 #[derive(Debug, Clone)]
 pub struct Drugs {
     path: PathBuf,
-    drugs: BTreeMap<String, Drug>,
+    by_name: BTreeMap<String, Drug>,
     unnamed: usize,
 }
 
@@ -89,11 +89,11 @@ impl Drugs {
         };
         let mut table = Self {
             path: path.to_owned(),
-            drugs: BTreeMap::new(),
+            by_name: BTreeMap::new(),
             unnamed: 0,
         };
         table.add(rows)?;
-        if table.drugs.is_empty() {
+        if table.by_name.is_empty() {
             return Err(Error::corpus(path, "table", "has no drugs"));
         }
         Ok(table)
@@ -126,9 +126,9 @@ impl Drugs {
                 structure,
                 inchikey: row.inchikey,
             };
-            match self.drugs.get(&name) {
+            match self.by_name.get(&name) {
                 None => {
-                    self.drugs.insert(name, drug);
+                    self.by_name.insert(name, drug);
                 }
                 Some(other) if other.structure.smiles == drug.structure.smiles => {}
                 Some(other) => {
@@ -137,19 +137,19 @@ impl Drugs {
                 }
             }
         }
-        self.refuse("names have no SMILES", bare.into_iter().collect())?;
-        self.refuse("SMILES cannot be understood", wrong)?;
-        self.refuse("names have two molecules", two.into_iter().collect())
+        self.refuse("names have no SMILES", &Vec::from_iter(bare))?;
+        self.refuse("SMILES cannot be understood", &wrong)?;
+        self.refuse("names have two molecules", &Vec::from_iter(two))
     }
 
-    fn refuse(&self, what: &str, names: Vec<String>) -> Result<()> {
+    fn refuse(&self, what: &str, names: &[String]) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
         let problem = format!(
             "{} {what}: {}\nhelp: correct the table, or take these rows out",
             names.len(),
-            listed(&names)
+            listed(names)
         );
         Err(Error::corpus(&self.path, "table", problem))
     }
@@ -166,12 +166,12 @@ impl Drugs {
 
     /// All drugs in the order of their names.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Drug> {
-        self.drugs.values()
+        self.by_name.values()
     }
 
     /// The drug of a name.
     pub fn get(&self, name: &str) -> Option<&Drug> {
-        self.drugs.get(name)
+        self.by_name.get(name)
     }
 
     /// The drugs of these names.
@@ -338,7 +338,9 @@ fn parquet(path: &Path, columns: &DrugColumns) -> Result<Vec<Row>> {
         let inchikey = places.inchikey.map(column).transpose()?;
         let value = |column: &ArrayRef, row: usize| {
             let texts = column.as_string::<i32>();
-            (texts.is_valid(row)).then(|| texts.value(row)).and_then(present)
+            (texts.is_valid(row))
+                .then(|| texts.value(row))
+                .and_then(present)
         };
         for row in 0..batch.num_rows() {
             rows.push(Row {
@@ -378,7 +380,10 @@ mod tests {
         assert_eq!(drugs.get("JQ1").unwrap().structure.smiles, "CCO");
         assert_eq!(drugs.unnamed(), 1);
         let error = drugs.all(["DMSO", "water", "JQ2"]).unwrap_err().to_string();
-        assert!(error.contains("no row of 2 drugs: `water`, `JQ2`"), "{error}");
+        assert!(
+            error.contains("no row of 2 drugs: `water`, `JQ2`"),
+            "{error}"
+        );
     }
 
     #[test]

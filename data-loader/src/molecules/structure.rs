@@ -76,7 +76,8 @@ fn largest(smiles: &str) -> Result<String, String> {
     let mut best: Option<(usize, &str)> = None;
     for fragment in smiles.split('.') {
         let atoms = parse(fragment).map_err(|e| e.to_string())?.atom_count();
-        let better = |(most, text): (usize, &str)| atoms > most || (atoms == most && fragment < text);
+        let better =
+            |(most, text): (usize, &str)| atoms > most || (atoms == most && fragment < text);
         if best.is_none_or(better) {
             best = Some((atoms, fragment));
         }
@@ -125,12 +126,22 @@ mod tests {
     #[test]
     fn what_is_no_molecule_says_why() {
         assert_eq!(Structure::of("  ").unwrap_err(), "is empty");
-        for wrong in ["C1CC", "not a drug", "C(", "[Xx]", "c1cccc1", "C(C)(C)(C)(C)C"] {
+        for wrong in [
+            "C1CC",
+            "not a drug",
+            "C(",
+            "[Xx]",
+            "c1cccc1",
+            "C(C)(C)(C)(C)C",
+        ] {
             assert!(Structure::of(wrong).is_err(), "{wrong}");
         }
     }
 
     const REFERENCE_DMSO: [usize; 6] = [427, 552, 589, 650, 1057, 1265];
 
-    const REFERENCE_ASPIRIN: [usize; 24] = [389, 456, 650, 695, 807, 909, 1017, 1035, 1047, 1057, 1088, 1199, 1380, 1410, 1447, 1468, 1616, 1729, 1750, 1775, 1873, 1917, 1970, 1991];
+    const REFERENCE_ASPIRIN: [usize; 24] = [
+        389, 456, 650, 695, 807, 909, 1017, 1035, 1047, 1057, 1088, 1199, 1380, 1410, 1447, 1468,
+        1616, 1729, 1750, 1775, 1873, 1917, 1970, 1991,
+    ];
 }

@@ -94,7 +94,12 @@ pub fn split(corpus: &Corpus, request: &SplitRequest<'_>) -> Result<SplitReport>
     let found = Conditions::of(corpus, &request.columns)?;
     let conditions: Vec<Condition> = found.treated.keys().cloned().collect();
     let molecules = Molecules::of(&conditions, request.drugs)?;
-    let test = divide(&conditions, &rule(request, &molecules)?, request.seed, &molecules)?;
+    let test = divide(
+        &conditions,
+        &rule(request, &molecules)?,
+        request.seed,
+        &molecules,
+    )?;
     let mut parts: BTreeMap<&Condition, &'static str> = BTreeMap::new();
     parts.extend(test.of(Side::Test).map(|c| (c, TEST)));
     let rest: Vec<Condition> = test.of(Side::Train).cloned().collect();
@@ -110,9 +115,18 @@ pub fn split(corpus: &Corpus, request: &SplitRequest<'_>) -> Result<SplitReport>
     for condition in &conditions {
         parts.entry(condition).or_insert(TRAIN);
     }
-    add_column(corpus, column(request, &found, &parts, &test.rule), request.overwrite)?;
+    add_column(
+        corpus,
+        &column(request, &found, &parts, &test.rule),
+        request.overwrite,
+    )?;
     let part = |name: &'static str| {
-        let own = || parts.iter().filter(move |(_, p)| **p == name).map(|(c, _)| *c);
+        let own = || {
+            parts
+                .iter()
+                .filter(move |(_, p)| **p == name)
+                .map(|(c, _)| *c)
+        };
         let drugs: BTreeSet<&String> = own().map(|c| &c.perturbation).collect();
         Part {
             name,

@@ -181,7 +181,9 @@ impl Tridiagonal {
         }
         // Its size says nothing; kept from overflowing.
         let peak = x.iter().fold(0.0f64, |peak, x| peak.max(x.abs()));
-        x.iter_mut().for_each(|x| *x /= peak);
+        for x in x.iter_mut() {
+            *x /= peak;
+        }
     }
 
     /// A vector of the tridiagonal matrix becomes one of the matrix it was made of.
@@ -251,7 +253,10 @@ mod tests {
         let scale = expected.iter().fold(0.0f64, |s, x| s.max(x.abs()));
         let (values, vectors) = largest(a.clone(), k);
         for (found, expected) in values.iter().zip(&expected) {
-            assert!((found - expected).abs() <= 1e-13 * scale, "{found} {expected}");
+            assert!(
+                (found - expected).abs() <= 1e-13 * scale,
+                "{found} {expected}"
+            );
         }
         for (i, value) in values.iter().enumerate() {
             let x = vectors.row(i);
