@@ -136,6 +136,7 @@ fn a_split_becomes_a_column_that_selections_read() {
     let report = split(&before, &asked).unwrap();
     assert_eq!(report.aliases, ["b1 = b2"]);
     assert_eq!(report.controls, 9);
+    assert_eq!(report.doses, ["10 nM", "1 uM"]);
     let corpus = Corpus::open(&path).unwrap();
     assert_ne!(corpus.fingerprint(), before.fingerprint());
     let parts = ["train", "valid", "test"].map(|part| of(&corpus, part));
@@ -229,6 +230,11 @@ fn what_cannot_be_split_is_refused() {
         "{control}"
     );
     assert!(control.contains("present are: `control`, `a`"), "{control}");
+    let dose = refused(&|r| {
+        r.columns.dose = Some("dose_number".into());
+        r.columns.dose_unit = None;
+    });
+    assert!(dose.contains("holds numbers without a unit"), "{dose}");
     assert!(refused(&|r| r.held = Held::Scaffolds).contains("--drugs"));
     assert!(refused(&|r| r.names = vec!["a".into()]).contains("holds out nothing by name"));
     assert!(refused(&|r| r.held = Held::Context).contains("got 0"));

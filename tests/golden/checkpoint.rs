@@ -1,4 +1,6 @@
-//! A published scGPT directory, from its files to the model's outputs.
+//! Published directories, from their files to the model's outputs: scGPT's, and in a module ChemBERTa's.
+
+mod chemberta;
 
 use std::collections::HashMap;
 

@@ -2,6 +2,7 @@
 //! the fingerprint of a set of tensors.
 
 pub mod geneformer;
+pub mod roberta;
 pub mod scgpt;
 pub mod scpeft;
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use scpeft_data::Corpus;
+use scpeft_data::doses::Unit;
 use scpeft_data::molecules::{DrugColumns, Drugs};
 use scpeft_data::perturbation::{self, Columns, Held, Preset, SplitRequest};
 
@@ -34,6 +35,13 @@ pub(crate) struct Args {
     /// Categorical obs column of contexts, for instance cell lines
     #[arg(long, value_name = "COLUMN")]
     context: Option<String>,
+    /// Obs column of doses: their units are checked; all doses of a drug go with it
+    #[arg(long, value_name = "COLUMN")]
+    dose: Option<String>,
+    /// Unit of doses that are numbers: M, mM, uM, nM or pM [default: that of the preset, or the obs column
+    /// COLUMN_unit]
+    #[arg(long, value_name = "UNIT", value_parser = Unit::parse)]
+    dose_unit: Option<Unit>,
     /// What is held out
     #[arg(long, value_enum, default_value_t = Held::Drugs)]
     hold_out: Held,
@@ -64,7 +72,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn columns(&self) -> Columns {
+    fn columns(&self, corpus: &Corpus) -> Columns {
         let mut columns = self.preset.map_or_else(
             || Columns {
                 perturbation: String::new(),
@@ -86,6 +94,15 @@ impl Args {
         if self.context.is_some() {
             columns.context.clone_from(&self.context);
         }
+        if self.dose.is_some() {
+            columns.dose.clone_from(&self.dose);
+            columns.dose_unit = None;
+        } else if let Some(dose) = columns.dose.take() {
+            // Those of Tahoe-100M come from a table that need not have been there.
+            let there = corpus.manifest().obs.iter().any(|c| c.name == dose);
+            columns.dose = there.then_some(dose);
+        }
+        columns.dose_unit = self.dose_unit.or(columns.dose_unit);
         columns
     }
 }
@@ -98,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let report = perturbation::split(
         &corpus,
         &SplitRequest {
-            columns: args.columns(),
+            columns: args.columns(&corpus),
             held: args.hold_out,
             share: args.share,
             valid_share: args.valid_share,
@@ -119,6 +136,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "{:<6} {:>6} conditions of {:>5} perturbations, {:>9} cells",
             part.name, part.conditions, part.perturbations, part.cells
         );
+    }
+    if !report.doses.is_empty() {
+        println!("doses: {}", report.doses.join(", "));
     }
     for names in &report.aliases {
         println!("kept together, one molecule: {names}");

@@ -103,6 +103,12 @@ impl<'a> Labels<'a> {
         })
     }
 
+    /// Whether something was done to a cell; not where that is not known.
+    fn is_treated(&self, cell: usize) -> bool {
+        let code = self.codes[cell];
+        code >= 0 && code != self.control
+    }
+
     /// Cells of every condition; `None` for control cells. Cells that lack a label are left out.
     fn count(&self) -> BTreeMap<(Option<&'a str>, &'a str), u64> {
         let mut cells: HashMap<(i32, i32), u64> = HashMap::new();

@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use scpeft_evaluation::splits::{CHEMCPA_OOD, Condition, Part as Side, Rule, Split};
 use serde_json::json;
 
-use super::{Columns, Conditions};
+use super::{Columns, Conditions, Labels};
 use crate::corpus::{Derived, ObsColumn, ObsKind, add_column};
+use crate::doses::{self, Dose, Unit};
 use crate::molecules::Drugs;
 use crate::{Corpus, Error, Result};
 
@@ -79,6 +80,8 @@ pub struct SplitReport {
     pub controls: u64,
     /// Molecules with several names, which the rule kept together.
     pub aliases: Vec<String>,
+    /// The different doses of treated cells, ascending; none without a column of doses.
+    pub doses: Vec<String>,
 }
 
 const TRAIN: &str = "train";
@@ -88,10 +91,11 @@ const TEST: &str = "test";
 /// Splits a corpus and adds the column. Control cells train: the rules allow to see those of every context.
 ///
 /// # Errors
-/// Columns, labels or names that the corpus does not have, drugs that the table does not have, a split that
-/// leaks or leaves a part empty, or a column that cannot be added.
+/// Columns, labels or names that the corpus does not have, doses without a unit, drugs that the table does not
+/// have, a split that leaks or leaves a part empty, or a column that cannot be added.
 pub fn split(corpus: &Corpus, request: &SplitRequest<'_>) -> Result<SplitReport> {
     let found = Conditions::of(corpus, &request.columns)?;
+    let doses = doses(corpus, &request.columns)?;
     let conditions: Vec<Condition> = found.treated.keys().cloned().collect();
     let molecules = Molecules::of(&conditions, request.drugs)?;
     let test = divide(
@@ -142,7 +146,30 @@ pub fn split(corpus: &Corpus, request: &SplitRequest<'_>) -> Result<SplitReport>
         parts: names.iter().filter(there).map(|name| part(name)).collect(),
         controls: found.controls.values().sum(),
         aliases: molecules.aliases(),
+        doses,
     })
+}
+
+/// The doses of treated cells as texts. They do not decide on the split: all doses of a drug go with it.
+fn doses(corpus: &Corpus, columns: &Columns) -> Result<Vec<String>> {
+    let Some(column) = &columns.dose else {
+        return Ok(Vec::new());
+    };
+    let molar = doses::of_cells(corpus, column, columns.dose_unit)?;
+    let treated = Labels::read(corpus, columns)?;
+    let mut found: Vec<Dose> = Vec::new();
+    for (cell, &molar) in molar.iter().enumerate() {
+        if treated.is_treated(cell)
+            && let Ok(dose) = Dose::new(molar, Unit::Molar)
+            && !found.contains(&dose)
+        {
+            found.push(dose);
+        }
+    }
+    found.sort_by(|a, b| a.molar().total_cmp(&b.molar()));
+    let mut texts: Vec<String> = found.iter().map(Dose::to_string).collect();
+    texts.dedup();
+    Ok(texts)
 }
 
 /// A split in two, of which no molecule is in both parts under two names.

@@ -29,6 +29,7 @@ pub(super) enum BoundHead {
         activation: Activation,
         bias: Tensor,
     },
+    None,
 }
 
 pub(super) fn specs(head: Head, d_model: i64, vocab: i64) -> Vec<TensorSpec> {
@@ -53,6 +54,7 @@ pub(super) fn specs(head: Head, d_model: i64, vocab: i64) -> Vec<TensorSpec> {
             specs.extend(LayerNorm::specs(&norm, d_model, role));
             specs
         }
+        Head::None => Vec::new(),
     }
 }
 
@@ -79,6 +81,7 @@ impl BoundHead {
                     bias: params.get(&format!("{PREDICTIONS}.bias"))?,
                 }
             }
+            Head::None => Self::None,
         })
     }
 
