@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use scpeft_data::molecules::Molecules;
-use scpeft_tests::{binary, case, fixture};
-use scpeft_trainer::args::Pooling;
-use scpeft_trainer::molecules::Encoder;
+use scpeft_protocol::exit;
+use scpeft_tests::{case, fixture};
+use scpeft_trainer::Failure;
+use scpeft_trainer::args::{MoleculesArgs, Pooling};
+use scpeft_trainer::molecules::{self, Encoder};
 use tch::{Kind, Tensor};
 
 const FORMS: [&str; 2] = ["bpe", "characters"];
@@ -89,50 +90,52 @@ fn pooled_vectors_are_those_of_the_reference_whatever_the_padding() {
     }
 }
 
-fn embed(encoder: &Path, table: &str, dir: &Path) -> (Option<i32>, String) {
+fn embed(encoder: &Path, table: &str, dir: &Path) -> Result<String, Failure> {
     let path = dir.join("drugs.csv");
     std::fs::write(&path, table).unwrap();
-    let done = Command::new(binary("scpeft-train"))
-        .arg("molecules")
-        .arg(&path)
-        .arg("--encoder")
-        .arg(encoder)
-        .arg("--output")
-        .arg(dir.join("table.parquet"))
-        .output()
-        .unwrap();
-    let text = [done.stdout, done.stderr].concat();
-    (done.status.code(), String::from_utf8(text).unwrap())
+    molecules::embed(&MoleculesArgs {
+        table: path,
+        encoder: encoder.to_owned(),
+        pooling: Pooling::Mean,
+        name: None,
+        smiles: None,
+        inchikey: None,
+        no_header: false,
+        batch: 2,
+        output: dir.join("table.parquet"),
+        overwrite: false,
+    })
 }
 
 #[test]
 fn a_table_of_drugs_becomes_a_table_of_embeddings() {
     let golden = Golden::load("bpe");
     let dir = tempfile::tempdir().unwrap();
-    let table = "name,smiles\nDMSO,CS(=O)C\naspirin,OC(=O)c1ccccc1OC(C)=O\n";
-    let (code, text) = embed(&golden.dir, table, dir.path());
-    assert_eq!(code, Some(0), "{text}");
+    let table = "name,smiles\nDMSO,CS(=O)C\naspirin,OC(=O)c1ccccc1OC(C)=O\nmethane,C\n";
+    let said = embed(&golden.dir, table, dir.path()).unwrap();
+    assert!(said.starts_with("3 molecules, 16 numbers each"), "{said}");
     let found = Molecules::read(&dir.path().join("table.parquet")).unwrap();
-    for (name, key) in [("DMSO", "mean.0"), ("aspirin", "mean.1")] {
+    for (name, key) in [
+        ("DMSO", "mean.0"),
+        ("aspirin", "mean.1"),
+        ("methane", "mean.5"),
+    ] {
         golden.require(key, &Tensor::from_slice(found.get(name).unwrap()));
     }
     // The output is there: refused, and so is what the vocabulary does not have, by name.
-    assert_eq!(embed(&golden.dir, table, dir.path()).0, Some(2));
-    std::fs::remove_file(dir.path().join("table.parquet")).unwrap();
-    let (code, text) = embed(&golden.dir, "name,smiles\nX-1,CCI\nX-2,C\n", dir.path());
-    assert_eq!(code, Some(3), "{text}");
-    assert!(
-        text.contains("X-1: `CCI` has characters that the vocabulary lacks"),
-        "{text}"
+    assert_eq!(
+        embed(&golden.dir, table, dir.path()).unwrap_err().code,
+        exit::CONFIG
     );
-    assert!(!text.contains("X-2"), "{text}");
+    let odd = embed(&golden.dir, "name,smiles\nX-1,CCI\nX-2,C\n", dir.path()).unwrap_err();
+    assert_eq!(odd.code, exit::DATA);
+    let expected = "X-1: `CCI` has characters that the vocabulary lacks";
+    assert!(odd.message.contains(expected), "{odd}");
+    assert!(!odd.message.contains("X-2"), "{odd}");
     let long = format!("name,smiles\nlong,{}\n", "C".repeat(200));
-    let (code, text) = embed(&fixture("chemberta", "characters"), &long, dir.path());
-    assert_eq!(code, Some(3), "{text}");
-    assert!(
-        text.contains("has 202 tokens, the encoder has 64 positions"),
-        "{text}"
-    );
+    let long = embed(&fixture("chemberta", "characters"), &long, dir.path()).unwrap_err();
+    let expected = "has 202 tokens, the encoder has 64 positions";
+    assert!(long.message.contains(expected), "{long}");
 }
 
 #[test]
