@@ -40,7 +40,6 @@ pub use mapped::{MappedTensor, Mapping};
 pub use mirror::Mirror;
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::geneformer::GeneformerDirectory;
-pub use published::roberta::RobertaDirectory;
 pub use published::scbert::ScbertDirectory;
 pub use published::scgpt::ScgptDirectory;
 pub use published::{LoadReport, fingerprint};

@@ -1,6 +1,4 @@
-//! Published directories, from their files to the model's outputs: scGPT's, and in a module ChemBERTa's.
-
-mod chemberta;
+//! A published scGPT directory, from its files to the model's outputs.
 
 use std::collections::HashMap;
 

@@ -32,10 +32,6 @@ pub enum Command {
     /// the baselines alone.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Evaluate(EvaluateArgs),
-    /// Embed the molecules of a table of drugs with a RoBERTa over SMILES, such as ChemBERTa: writes a table
-    /// that `evaluate --molecules` and trainings on responses read.
-    #[command(after_help = scpeft_protocol::exit::HELP)]
-    Molecules(MoleculesArgs),
     /// Print every tensor of a run's model with its shape, its number of parameters and whether it
     /// trains, without training.
     Parameters(ParametersArgs),
@@ -178,61 +174,6 @@ pub struct PredictArgs {
     /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-}
-
-/// What the embedding of a molecule is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Pooling {
-    /// The mean over all tokens, the special ones too.
-    Mean,
-    /// The state of the first token.
-    Cls,
-}
-
-impl Pooling {
-    /// The name in files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mean => "mean",
-            Self::Cls => "cls",
-        }
-    }
-}
-
-/// Arguments of embedding molecules.
-#[derive(Debug, Args)]
-pub struct MoleculesArgs {
-    /// Table of drugs: .csv, .tsv, .txt (tabs) or .parquet.
-    #[arg(value_name = "TABLE")]
-    pub table: PathBuf,
-    /// Directory of the encoder: config.json, model.safetensors or pytorch_model.bin, and tokenizer.json or
-    /// vocab.json with merges.txt.
-    #[arg(long, value_name = "DIR")]
-    pub encoder: PathBuf,
-    /// What the embedding is made of.
-    #[arg(long, value_enum, default_value_t = Pooling::Mean)]
-    pub pooling: Pooling,
-    /// Column of names; name, drug, product_name, perturbation or condition when absent.
-    #[arg(long, value_name = "COLUMN")]
-    pub name: Option<String>,
-    /// Column of SMILES; smiles, SMILES or canonical_smiles when absent.
-    #[arg(long, value_name = "COLUMN")]
-    pub smiles: Option<String>,
-    /// Column of InChIKeys; inchikey, InChIKey or inchi_key when absent, where there is one.
-    #[arg(long, value_name = "COLUMN")]
-    pub inchikey: Option<String>,
-    /// The first line is no header: columns are numbers, from 1.
-    #[arg(long)]
-    pub no_header: bool,
-    /// Molecules that are computed together.
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
-    pub batch: usize,
-    /// The Parquet file to write.
-    #[arg(long, value_name = "FILE")]
-    pub output: PathBuf,
-    /// Replace an existing file.
-    #[arg(long)]
-    pub overwrite: bool,
 }
 
 /// What an evaluation of responses holds out.

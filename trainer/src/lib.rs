@@ -18,7 +18,6 @@ pub mod feed;
 mod identity;
 pub mod ledger;
 mod loading;
-pub mod molecules;
 mod movement;
 mod non_finite;
 pub mod optim;

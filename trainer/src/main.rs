@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, molecules, plan, predict, responses, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, responses, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -43,13 +43,6 @@ fn main() {
     }
     if let Some(Command::Evaluate(args)) = &cli.command {
         std::process::exit(match responses::evaluate(args) {
-            Ok(summary) if writeln!(std::io::stdout(), "{summary}").is_ok() => exit::OK,
-            Ok(_) => exit::INTERNAL,
-            Err(failure) => report(&failure),
-        });
-    }
-    if let Some(Command::Molecules(args)) = &cli.command {
-        std::process::exit(match molecules::embed(args) {
             Ok(summary) if writeln!(std::io::stdout(), "{summary}").is_ok() => exit::OK,
             Ok(_) => exit::INTERNAL,
             Err(failure) => report(&failure),
@@ -94,13 +87,9 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
-        Some(
-            Command::Keys
-            | Command::Parameters(_)
-            | Command::Plan(_)
-            | Command::Evaluate(_)
-            | Command::Molecules(_),
-        ) => Ok(Outcome::Done),
+        Some(Command::Keys | Command::Parameters(_) | Command::Plan(_) | Command::Evaluate(_)) => {
+            Ok(Outcome::Done)
+        }
     };
     match result {
         Ok(Outcome::Done) => exit::OK,

@@ -2,7 +2,6 @@
 //! the fingerprint of a set of tensors.
 
 pub mod geneformer;
-pub mod roberta;
 pub mod scbert;
 pub mod scgpt;
 pub mod scpeft;

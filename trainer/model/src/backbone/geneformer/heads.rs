@@ -29,7 +29,6 @@ pub(super) enum BoundHead {
         activation: Activation,
         bias: Tensor,
     },
-    None,
 }
 
 pub(super) fn specs(head: Head, d_model: i64, vocab: i64) -> Vec<TensorSpec> {
@@ -54,7 +53,6 @@ pub(super) fn specs(head: Head, d_model: i64, vocab: i64) -> Vec<TensorSpec> {
             specs.extend(LayerNorm::specs(&norm, d_model, role));
             specs
         }
-        Head::None => Vec::new(),
     }
 }
 
@@ -81,7 +79,6 @@ impl BoundHead {
                     bias: params.get(&format!("{PREDICTIONS}.bias"))?,
                 }
             }
-            Head::None => Self::None,
         })
     }
 

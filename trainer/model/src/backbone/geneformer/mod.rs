@@ -47,8 +47,6 @@ pub enum Head {
     },
     /// The token that was masked; its output matrix is the embedding of tokens.
     MaskedTokens,
-    /// Nothing: the states alone are of interest.
-    None,
 }
 
 /// What trains beside adapters and classifier (scPEFT's scripts disagree).
