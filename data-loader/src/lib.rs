@@ -12,6 +12,7 @@ pub mod batch;
 pub mod corpus;
 pub mod doses;
 mod error;
+pub mod export;
 pub mod genes;
 pub mod hvg;
 pub mod import;
