@@ -45,6 +45,7 @@ pub use tokenize::{
     Tokenizer,
     panel::{BinScale, PanelTokenizer},
     rank::{self, RankDictionary, RankTokenizer},
+    scfoundation::{ScfoundationOptions, ScfoundationTokenizer, TargetDepth},
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };
 pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};
