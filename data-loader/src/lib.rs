@@ -10,6 +10,7 @@
 
 pub mod batch;
 pub mod corpus;
+pub mod doses;
 mod error;
 pub mod export;
 pub mod genes;
@@ -20,6 +21,7 @@ pub mod molecules;
 pub mod order;
 pub mod pairing;
 pub mod parallel;
+pub mod perturbation;
 pub mod pipeline;
 pub mod preprocess;
 pub mod quality;
