@@ -8,7 +8,6 @@
 //! `predict` or for those of a test split by `scpeft-train evaluate`.
 
 pub(crate) mod conditions;
-mod dose;
 pub(crate) mod labels;
 mod list;
 pub(crate) mod predict;

@@ -5,13 +5,16 @@ use std::path::Path;
 
 use scpeft_config::{AdapterKind, Config};
 use scpeft_data::Corpus;
+use scpeft_data::doses::{Dose, Unit};
 use scpeft_data::molecules::Molecules;
 use scpeft_evaluation::splits::Condition;
 
 use super::conditions::{Conditions, shortened};
-use super::dose::nanomolar;
 use super::labels::Column;
 use crate::failure::{Failure, Result};
+
+/// Doses are told in nM.
+const NANO_PER_MOLAR: f64 = 1e9;
 
 /// One vector a condition.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -154,12 +157,18 @@ fn doses(config: &Config, conditions: &[&Condition]) -> Result<Vec<Option<f64>>>
     if !own.dose_input {
         return Ok(vec![None; conditions.len()]);
     }
+    let unit = own.dose_unit.as_deref().map(Unit::parse).transpose();
+    let unit =
+        unit.map_err(|problem| Failure::config(format!("`perturbation.dose_unit`: {problem}")))?;
     let mut bad: BTreeMap<&str, String> = BTreeMap::new();
     let mut found = Vec::with_capacity(conditions.len());
     for condition in conditions {
         let text = condition.dose.as_deref().unwrap_or_default();
-        match nanomolar(text, own.dose_unit.as_deref()) {
-            Ok(dose) => found.push(Some(dose)),
+        match Dose::parse(text, unit).map(Dose::molar) {
+            Ok(molar) if molar > 0.0 => found.push(Some(NANO_PER_MOLAR * molar)),
+            Ok(_) => {
+                bad.insert(text, format!("`{text}` has no logarithm"));
+            }
             Err(problem) => {
                 bad.insert(text, problem);
             }
@@ -168,10 +177,7 @@ fn doses(config: &Config, conditions: &[&Condition]) -> Result<Vec<Option<f64>>>
     if bad.is_empty() {
         return Ok(found);
     }
-    let lines: Vec<String> = bad
-        .iter()
-        .map(|(text, why)| format!("`{text}` {why}"))
-        .collect();
+    let lines: Vec<String> = bad.into_values().collect();
     Err(Failure::data(format!(
         "{} dose(s) cannot be used: {}\n\
          help: write doses like `10 nM`, or name the unit of bare numbers in `perturbation.dose_unit`",
