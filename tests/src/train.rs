@@ -98,6 +98,31 @@ port = 0
         std::fs::write(&self.config, text).expect("the configuration file");
     }
 
+    /// A backbone directory of the same shape, pretrained for an epoch on the cells of the corpus.
+    ///
+    /// # Panics
+    /// When training or the export fails.
+    pub fn pretrained_backbone(&self) -> PathBuf {
+        let pretraining = [
+            "task.kind=masked-expression",
+            "task.trainable=all",
+            "adapter.kind=none",
+            "data.mask_ratio=0.4",
+            "train.epochs=1",
+        ];
+        let run = self.train(1, "pretrained", &set(&pretraining));
+        let backbone = self.path("backbone");
+        let export = Command::new(binary("scpeft-checkpoint"))
+            .args(["export", "--run"])
+            .arg(&run)
+            .arg("--output")
+            .arg(&backbone)
+            .output()
+            .expect("a process");
+        assert!(export.status.success(), "{}", text(&export.stderr));
+        backbone
+    }
+
     /// `scpeft-train --config …` with more arguments, on `ranks` ranks (1: without mpirun).
     pub fn command(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = on_ranks(ranks);
@@ -233,10 +258,14 @@ pub fn adapter_bytes(run: &Path) -> Vec<u8> {
 ///
 /// # Panics
 /// When it takes longer.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
+    wait_until_within(PATIENCE, what, done);
+}
+
+fn wait_until_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(begun.elapsed() < patience, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -246,8 +275,16 @@ pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 /// # Panics
 /// When it takes longer.
 pub fn wait(child: &mut Child) -> std::process::ExitStatus {
+    wait_for(child, PATIENCE)
+}
+
+/// The exit status of a child that has so long left.
+///
+/// # Panics
+/// When it takes longer.
+pub fn wait_for(child: &mut Child, patience: Duration) -> std::process::ExitStatus {
     let mut status = None;
-    wait_until("the process ends", || {
+    wait_until_within(patience, "the process ends", || {
         status = child.try_wait().expect("a child");
         status.is_some()
     });

@@ -11,6 +11,7 @@ pub mod assembly;
 pub mod backbone;
 mod checkpointing;
 pub mod consensus;
+mod determinism;
 pub mod evaluate;
 pub mod exporter;
 mod failure;
@@ -41,7 +42,7 @@ pub mod task;
 mod transport;
 pub mod watch;
 
-pub use failure::{Failure, Result};
+pub use failure::{Failure, Result, exit_code};
 pub use stop::StopFlag;
 pub use watch::Watch;
 

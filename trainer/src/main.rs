@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, responses, run};
+use scpeft_trainer::{Failure, Outcome, StopFlag, exit_code, plan, predict, responses, run};
 
 fn main() {
     let cli = Cli::parse();
@@ -91,11 +91,10 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
             Ok(Outcome::Done)
         }
     };
-    match result {
-        Ok(Outcome::Done) => exit::OK,
-        Ok(Outcome::Preempted) => exit::PREEMPTED,
-        Err(failure) => report(&failure),
+    if let Err(failure) = &result {
+        report(failure);
     }
+    exit_code(&result)
 }
 
 fn report(failure: &Failure) -> i32 {

@@ -14,12 +14,13 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use scpeft_checkpoint::fsx::{self, Existing};
-use scpeft_collective::Collective;
+use scpeft_collective::{Collective, Observed};
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
 use scpeft_model::exec::Pass;
 use scpeft_model::shard::Gather;
 use scpeft_protocol::exit;
+use scpeft_protocol::heartbeat::Section;
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -29,11 +30,13 @@ use crate::args::PredictArgs;
 use crate::assembly::Assembly;
 use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, exit_code};
 use crate::feed::Share;
+use crate::run::leave;
 use crate::scores::Confusion;
 use crate::shard;
 use crate::task::Identification;
+use crate::watch::Watch;
 
 /// Predicts as `args` say; the whole of `scpeft-train predict`.
 ///
@@ -43,6 +46,14 @@ use crate::task::Identification;
 /// # Errors
 /// Whatever is wrong with run, corpus or output directory.
 pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
+    let watch = Watch::start(world)?;
+    let observed = Observed::new(world, Rc::new(watch.clone()));
+    let result = watched(&observed, args, &watch);
+    watch.say_goodbye(exit_code(&result));
+    result
+}
+
+fn watched(world: &dyn Collective, args: &PredictArgs, watch: &Watch) -> Result<Outcome> {
     let root = world.topology().is_root();
     let run_dir = RunDir::new(&args.run);
     let checkpoint = agree(
@@ -55,14 +66,18 @@ pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
     )?;
     let checkpoint = broadcast_path(world, checkpoint)?.unwrap_or_default();
     let config = agree(world, configuration(args))?;
+    watch.configure(&config.watchdog, &args.run);
     let gather = shard::gather(world, config.backbone.shard)?;
     let predictor = Predictor::load(world, args, config, gather, &checkpoint);
-    let mut predictor = agree(world, predictor)?;
-    match predictor.run(world, args) {
-        Err(failure) if world.topology().world_size > 1 => {
-            tracing::error!("rank {}: {failure}", world.topology().rank);
-            world.abort(failure.code)
-        }
+    let predictor = agree(world, predictor)?;
+    let (device, steps) = (
+        predictor.assembly.device_name(),
+        predictor.loader.batches_per_epoch(),
+    );
+    watch.describe(|hello| hello.device = device);
+    watch.tell(|beat| beat.planned_steps = steps);
+    match predictor.run(world, args, watch) {
+        Err(failure) if world.topology().world_size > 1 => leave(world, watch, &failure),
         result => result.map(|()| Outcome::Done),
     }
 }
@@ -92,7 +107,8 @@ fn configuration(args: &PredictArgs) -> Result<Config> {
 /// Refuses overrides of what the adapter was trained with: they would predict with another
 /// function than the one that was trained, and say nothing.
 fn require_harmless(overrides: &[String]) -> Result<()> {
-    const MAY_CHANGE: [&str; 15] = [
+    const MAY_CHANGE: [&str; 16] = [
+        "run.deterministic",
         "run.device",
         "run.threads",
         "run.name",
@@ -113,11 +129,11 @@ fn require_harmless(overrides: &[String]) -> Result<()> {
     match overrides
         .iter()
         .map(key)
-        .find(|key| !MAY_CHANGE.contains(&key.as_str()))
+        .find(|key| !MAY_CHANGE.contains(&key.as_str()) && !key.starts_with("watchdog."))
     {
         None => Ok(()),
         Some(key) => Err(Failure::config(format!(
-            "`--set {key}`: a prediction uses what the run was trained with\nhelp: only these may change: {}",
+            "`--set {key}`: a prediction uses what the run was trained with\nhelp: only these may change: {}, and the deadlines of `watchdog`",
             MAY_CHANGE.join(", ")
         ))),
     }
@@ -210,36 +226,60 @@ impl Predictor {
     }
 
     /// Predicts every cell and, on rank 0, publishes the output directory as a whole.
-    fn run(&mut self, world: &dyn Collective, args: &PredictArgs) -> Result<()> {
+    fn run(&self, world: &dyn Collective, args: &PredictArgs, watch: &Watch) -> Result<()> {
         if !world.topology().is_root() {
-            for step in self.loader.epoch(0, 0) {
-                world.gather(&self.predict_step(world, &step?)?.encode())?;
-            }
-            return Ok(());
+            return self.each_step(world, watch, |_| Ok(()));
         }
         let existing = if args.overwrite {
             Existing::Replace
         } else {
             Existing::Refuse
         };
-        let summary = fsx::publish_dir(&args.output, existing, |dir| self.write(world, dir))?;
+        let summary =
+            fsx::publish_dir(&args.output, existing, |dir| self.write(world, watch, dir))?;
         tracing::info!("{summary}; results in `{}`", args.output.display());
         Ok(())
     }
 
-    fn write(&self, world: &dyn Collective, dir: &Path) -> Result<String> {
+    /// Predicts batch by batch; on rank 0 `take` gets what all ranks found.
+    ///
+    /// # Collective
+    /// Must be called by all ranks.
+    fn each_step(
+        &self,
+        world: &dyn Collective,
+        watch: &Watch,
+        mut take: impl FnMut(Found) -> Result<()>,
+    ) -> Result<()> {
+        let mut stream = self.loader.epoch(0, 0);
+        for number in 1.. {
+            watch.set_step(number);
+            watch.enter(Section::Data);
+            let Some(step) = stream.next().transpose()? else {
+                break;
+            };
+            watch.enter(Section::Forward);
+            let own = self.predict_step(world, watch, &step)?;
+            if let Some(parts) = world.gather(&own.encode())? {
+                let mut found = Found::default();
+                for part in &parts {
+                    found.append(Found::decode(part, self.classes.len())?);
+                }
+                watch.enter(Section::Checkpoint);
+                take(found)?;
+            }
+            watch.tell(|beat| beat.step = number);
+        }
+        Ok(())
+    }
+
+    fn write(&self, world: &dyn Collective, watch: &Watch, dir: &Path) -> Result<String> {
         let mut confusion = Confusion::new(self.classes.len());
         let mut labelled = 0u64;
         let path = dir.join(TABLE);
         let mut writer: Option<ArrowWriter<File>> = None;
         let mut total = 0;
-        for step in self.loader.epoch(0, 0) {
-            let own = self.predict_step(world, &step?)?;
-            let parts = world.gather(&own.encode())?.unwrap_or_default();
-            let mut found = Found::default();
-            for part in &parts {
-                found.append(Found::decode(part, self.classes.len())?);
-            }
+        self.each_step(world, watch, |found| {
             total += found.cells.len();
             for (row, &code) in found.labels.iter().enumerate() {
                 if let Some(truth) = self.task.class(code) {
@@ -256,7 +296,9 @@ impl Predictor {
                     .write(&batch)
                     .map_err(|e| parquet_failure(&path, &e))?;
             }
-        }
+            Ok(())
+        })?;
+        watch.enter(Section::Checkpoint);
         if let Some(writer) = writer {
             writer.close().map_err(|e| parquet_failure(&path, &e))?;
         }
@@ -290,11 +332,17 @@ impl Predictor {
         ))
     }
 
-    fn predict_step(&self, world: &dyn Collective, step: &StepBatches) -> Result<Found> {
+    fn predict_step(
+        &self,
+        world: &dyn Collective,
+        watch: &Watch,
+        step: &StepBatches,
+    ) -> Result<Found> {
         let mut found = Found::default();
         let model = self.assembly.model.as_ref();
         let passes = shard::passes(world, model, step.micro.len())?;
         for micro in &step.micro {
+            watch.beat();
             let batch = self.assembly.staging.stage(micro)?;
             let (logits, encoded) =
                 tch::no_grad(|| self.task.logits(model, &batch, Pass::EVALUATION))?;
