@@ -1,5 +1,6 @@
 //! A run from its first start to its last end: attempts, their reports, and the pauses in between.
 
+use crate::behind;
 use crate::board::Board;
 use crate::checkpoints;
 use crate::command::{CommandLine, Request, Surroundings};
@@ -271,6 +272,11 @@ impl Log {
         }
         let hello = &rank.hello;
         (self.say)(&failed_rank(hello.rank, &hello.host, bye));
+        if bye.code == exit::HANG {
+            behind::tell(board, Instant::now())
+                .iter()
+                .for_each(|line| (self.say)(line));
+        }
         self.event(
             "failure",
             &[
