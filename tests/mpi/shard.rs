@@ -183,7 +183,7 @@ fn most_held(lab: &Lab, name: &str, settings: &[&str]) -> [u64; 2] {
         }
         logged_lines(&run) >= 25
     });
-    signal(child.id(), "TERM");
+    signal(child.id(), "USR1");
     assert_eq!(wait(&mut child).code(), Some(85));
     most
 }
@@ -215,6 +215,7 @@ fn a_rank_holds_its_share_of_the_blocks_two_more_and_little_else() {
     let shared = [&settings[..], &["backbone.shard=world"]].concat();
     let shared = most_held(&lab, "shared", &shared);
     let allowed = BLOCKS * block / 2 + 2 * block + BESIDE;
+    println!("whole {whole:?}, shared {shared:?}");
     for (rank, (whole, shared)) in whole.into_iter().zip(shared).enumerate() {
         let saved = whole.saturating_sub(shared);
         assert!(
