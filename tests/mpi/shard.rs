@@ -215,7 +215,6 @@ fn a_rank_holds_its_share_of_the_blocks_two_more_and_little_else() {
     let shared = [&settings[..], &["backbone.shard=world"]].concat();
     let shared = most_held(&lab, "shared", &shared);
     let allowed = BLOCKS * block / 2 + 2 * block + BESIDE;
-    println!("whole {whole:?}, shared {shared:?}");
     for (rank, (whole, shared)) in whole.into_iter().zip(shared).enumerate() {
         let saved = whole.saturating_sub(shared);
         assert!(
