@@ -152,7 +152,9 @@ fn head_module(name: &str) -> Option<&str> {
 
 /// The adapters of a run as files name them.
 fn describe(config: &Config, n_layers: usize) -> Result<Vec<AdapterSettings>> {
-    let separate = backbone::names(config.backbone.architecture).separate;
+    let separate = backbone::names(config.backbone.architecture)
+        .projections
+        .is_some();
     settings::adapters(config)
         .iter()
         .map(|options| one(options, n_layers, separate))

@@ -388,6 +388,7 @@ impl Assembly {
             .map(|(name, tensor, role, trains)| {
                 let trains = match (role, trains) {
                     (Role::Buffer, _) => "statistic",
+                    (Role::Constant, _) => "constant",
                     (_, true) => "yes",
                     (_, false) => "no",
                 };
@@ -564,7 +565,7 @@ impl<'a> FreezeRule<'a> {
     pub(crate) fn trains(&self, spec: &TensorSpec) -> bool {
         let (architecture, purpose) = (self.architecture, self.purpose);
         match (spec.role, self.trainable) {
-            (Role::Buffer, _) => false,
+            (Role::Buffer | Role::Constant, _) => false,
             (_, Trainable::All) => true,
             (role, Trainable::Head) => {
                 role == Role::Head && architecture.trains_beside(purpose, &spec.name)

@@ -96,6 +96,7 @@ fn bottleneck() {
     let shape = BlockShape {
         n_layers: 2,
         d_model,
+        d_attention: d_model,
         names: NAMES,
     };
     // Any ratio that truncates to the width.

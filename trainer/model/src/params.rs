@@ -20,6 +20,16 @@ pub enum Role {
     Adapter,
     /// Running statistic of a batch norm: never trained by gradients, saved with the adapter.
     Buffer,
+    /// Fixed numbers of the pretrained encoder that count as no parameters, random features for
+    /// instance: must come from the weights, never train.
+    Constant,
+}
+
+impl Role {
+    /// Whether tensors of this role are parameters, which may train and are counted.
+    pub fn is_parameter(self) -> bool {
+        !matches!(self, Self::Buffer | Self::Constant)
+    }
 }
 
 /// The number formats of a model.
@@ -98,7 +108,7 @@ impl TensorSpec {
             shape: shape.to_vec(),
             init,
             role,
-            full_precision: role == Role::Buffer,
+            full_precision: !role.is_parameter(),
             block: None,
         }
     }
@@ -249,7 +259,7 @@ impl Params {
             (None, Storage::Int8) => Some(Rc::new(Alone) as Rc<dyn Gather>),
             (gather, _) => gather,
         };
-        let trainable = |s: &TensorSpec| s.role != Role::Buffer && trainable(s);
+        let trainable = |s: &TensorSpec| s.role.is_parameter() && trainable(s);
         let total: usize = specs
             .iter()
             .filter(|s| trainable(s))
@@ -364,11 +374,11 @@ impl Params {
         self.slots.iter().map(Slot::numel).sum()
     }
 
-    /// Number of parameters, frozen ones included; running statistics are no parameters.
+    /// Number of parameters, frozen ones included; running statistics and constants are none.
     pub fn total_count(&self) -> usize {
         self.entries
             .values()
-            .filter(|e| e.role != Role::Buffer)
+            .filter(|e| e.role.is_parameter())
             .map(|e| e.tensor.numel())
             .sum()
     }
@@ -462,11 +472,11 @@ fn frozen(
     device: Device,
 ) -> Result<Tensor> {
     let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
-    if spec.role == Role::Buffer {
-        // Updated in place: must not write into the weights it was loaded from.
-        return crate::ops::copy(&frozen);
+    if spec.role.is_parameter() {
+        return Ok(frozen);
     }
-    Ok(frozen)
+    // Updated in place: must not write into the weights it was loaded from.
+    crate::ops::copy(&frozen)
 }
 
 /// The part of a flat buffer that belongs to `slot`, in the slot's shape.

@@ -157,7 +157,7 @@ impl Step {
 /// Counts parameters by what they belong to.
 pub fn parameters(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool) -> Parameters {
     let count = |wanted: &dyn Fn(&TensorSpec) -> bool| {
-        let counted = specs.iter().filter(|s| s.role != Role::Buffer && wanted(s));
+        let counted = specs.iter().filter(|s| s.role.is_parameter() && wanted(s));
         counted.map(|s| s.numel() as u64).sum()
     };
     let of = |role| count(&|s: &TensorSpec| trains(s) && s.role == role);

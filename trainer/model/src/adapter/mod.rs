@@ -40,6 +40,8 @@ pub struct BlockShape {
     pub n_layers: usize,
     /// Width D.
     pub d_model: i64,
+    /// Width E of queries, keys and values each; D in most backbones.
+    pub d_attention: i64,
     /// How it names its tensors.
     pub names: Names,
 }
@@ -51,9 +53,9 @@ pub struct Names {
     pub blocks: &'static str,
     /// Its attention is `{blocks}.{i}.{attention}`.
     pub attention: &'static str,
-    /// Whether query, key and value have a weight each, `{attention}.query` and so on, or one
-    /// together.
-    pub separate: bool,
+    /// The modules of query, key and value, `{attention}.{module}`, where each has a weight of its
+    /// own; `None` where they have one together.
+    pub projections: Option<[&'static str; 3]>,
     /// The module whose output TOKEN adapts; `None` where there is none.
     pub token: Option<&'static str>,
 }
@@ -67,6 +69,12 @@ impl Names {
     /// A part of the attention of block `layer`.
     pub(crate) fn in_attention(self, layer: usize, part: &str) -> String {
         self.in_block(layer, &format!("{}.{part}", self.attention))
+    }
+
+    /// The module of a part of the projection of block `layer`, where it has one of its own.
+    pub(crate) fn projection(self, layer: usize, part: Projection) -> Option<String> {
+        let modules = self.projections?;
+        Some(self.in_attention(layer, modules[part as usize]))
     }
 
     /// Prefix of what changes the projection of block `layer` to query, key and value as a whole.
@@ -206,7 +214,7 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// Adds to the packed projection of block `layer`.
     ///
     /// # Shapes
-    /// `x`: the projection's input `[B, S, D]`; `qkv`: `[B, S, 3D]`, already `x W^T + b`; returns
+    /// `x`: the projection's input `[B, S, D]`; `qkv`: `[B, S, 3E]`, already `x W^T + b`; returns
     /// the same shape.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! for all backbones; a model that has no such head says so.
 
 pub mod geneformer;
+pub mod performer;
 mod post_norm;
 pub mod scgpt;
 
@@ -183,7 +184,7 @@ pub trait Architecture: std::fmt::Debug {
     /// [`Architecture::unfreezes`].
     fn adapts(&self, purpose: Purpose, spec: &TensorSpec, unfrozen: &[String]) -> bool {
         match spec.role {
-            Role::Buffer => false,
+            Role::Buffer | Role::Constant => false,
             Role::Adapter => true,
             Role::Backbone | Role::Head => {
                 self.trains_beside(purpose, &spec.name) || unfrozen.contains(&spec.name)

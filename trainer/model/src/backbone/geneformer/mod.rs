@@ -23,7 +23,7 @@ pub use model::Geneformer;
 pub const NAMES: Names = Names {
     blocks: "bert.encoder.layer",
     attention: "attention.self",
-    separate: true,
+    projections: Some(["query", "key", "value"]),
     token: Some("bert"),
 };
 
@@ -107,6 +107,7 @@ impl Blueprint {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
+            d_attention: self.shape.d_model,
             names: NAMES,
         }
     }

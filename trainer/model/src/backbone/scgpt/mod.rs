@@ -27,7 +27,7 @@ pub use values::{ValueEncoder, ValueStyle};
 pub const NAMES: Names = Names {
     blocks: "transformer_encoder.layers",
     attention: "self_attn",
-    separate: false,
+    projections: None,
     token: Some("value_encoder"),
 };
 
@@ -109,6 +109,7 @@ impl Blueprint {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
+            d_attention: self.shape.d_model,
             names: Names {
                 token: (self.inputs.values == ValueStyle::Continuous).then_some("value_encoder"),
                 ..NAMES
