@@ -120,7 +120,7 @@ fn two_hosts_train_as_one_does() {
 #[test]
 fn a_rank_that_stops_on_another_host_is_named_by_the_launcher() {
     let stage = Stage::new();
-    let settings = set(&["train.epochs=2000", "watchdog.collective=3"]);
+    let settings = set(&["train.epochs=2000", "watchdog.collective=5"]);
     let options = ["--max-restarts", "0"];
     let (mut launcher, run, told) = stage.launch("stopped", &options, &settings);
     wait_until("the run is under way", || logged_lines(&run) >= 20);
