@@ -303,9 +303,9 @@ impl Log {
         let hello = &rank.hello;
         (self.say)(&failed_rank(hello.rank, &hello.host, bye));
         if bye.code == exit::HANG {
-            behind::tell(board, Instant::now())
-                .iter()
-                .for_each(|line| (self.say)(line));
+            for line in behind::tell(board, Instant::now()) {
+                (self.say)(&line);
+            }
         }
         self.event(
             "failure",

@@ -530,7 +530,7 @@ fn compare(weights: &dyn Weights, specs: &[TensorSpec]) -> Result<LoadReport> {
     report.require_complete(&what, |name| {
         shapes
             .iter()
-            .any(|(s, _)| s.name == name && s.role == Role::Backbone)
+            .any(|(s, _)| s.name == name && matches!(s.role, Role::Backbone | Role::Constant))
     })?;
     Ok(report)
 }
@@ -565,7 +565,7 @@ impl<'a> FreezeRule<'a> {
     pub(crate) fn trains(&self, spec: &TensorSpec) -> bool {
         let (architecture, purpose) = (self.architecture, self.purpose);
         match (spec.role, self.trainable) {
-            (Role::Buffer | Role::Constant, _) => false,
+            _ if !spec.may_train() => false,
             (_, Trainable::All) => true,
             (role, Trainable::Head) => {
                 role == Role::Head && architecture.trains_beside(purpose, &spec.name)

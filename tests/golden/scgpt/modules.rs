@@ -97,6 +97,7 @@ fn bottleneck() {
         n_layers: 2,
         d_model,
         d_attention: d_model,
+        pre_norm: false,
         names: NAMES,
     };
     // Any ratio that truncates to the width.

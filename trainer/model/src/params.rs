@@ -96,6 +96,8 @@ pub struct TensorSpec {
     pub role: Role,
     /// Kept in full precision when frozen matrices are not: norms, statistics, scalars' encoders.
     pub full_precision: bool,
+    /// Kept in double precision whatever the model's: a table that is given and never trains.
+    pub double_precision: bool,
     /// The block of the backbone that it is part of; such tensors may be sharded while frozen.
     pub block: Option<usize>,
 }
@@ -109,6 +111,7 @@ impl TensorSpec {
             init,
             role,
             full_precision: !role.is_parameter(),
+            double_precision: false,
             block: None,
         }
     }
@@ -118,6 +121,18 @@ impl TensorSpec {
     pub fn in_full_precision(mut self) -> Self {
         self.full_precision = true;
         self
+    }
+
+    /// The same tensor in double precision; it never trains.
+    #[must_use]
+    pub fn in_double_precision(mut self) -> Self {
+        self.double_precision = true;
+        self
+    }
+
+    /// Whether it may train at all.
+    pub fn may_train(&self) -> bool {
+        self.role.is_parameter() && !self.double_precision
     }
 
     /// The same tensor as a part of block `layer`.
@@ -144,7 +159,9 @@ impl TensorSpec {
 
     /// Number format while it is frozen.
     pub fn kind(&self, precision: Precision) -> Kind {
-        if self.full_precision {
+        if self.double_precision {
+            Kind::Double
+        } else if self.full_precision {
             precision.full()
         } else {
             precision.compute()
@@ -259,7 +276,7 @@ impl Params {
             (None, Storage::Int8) => Some(Rc::new(Alone) as Rc<dyn Gather>),
             (gather, _) => gather,
         };
-        let trainable = |s: &TensorSpec| s.role.is_parameter() && trainable(s);
+        let trainable = |s: &TensorSpec| s.may_train() && trainable(s);
         let total: usize = specs
             .iter()
             .filter(|s| trainable(s))

@@ -13,6 +13,7 @@ mod hra;
 mod lora;
 mod mlp;
 mod oft;
+mod pre_norm;
 mod prefix;
 mod token;
 
@@ -42,6 +43,8 @@ pub struct BlockShape {
     pub d_model: i64,
     /// Width E of queries, keys and values each; D in most backbones.
     pub d_attention: i64,
+    /// Whether blocks normalise the input of their halves; bottlenecks then have norms of their own.
+    pub pre_norm: bool,
     /// How it names its tensors.
     pub names: Names,
 }
@@ -58,6 +61,8 @@ pub struct Names {
     pub projections: Option<[&'static str; 3]>,
     /// The module whose output TOKEN adapts; `None` where there is none.
     pub token: Option<&'static str>,
+    /// The module of the one prefix that all blocks share; `None` where each block has its own.
+    pub prefix: Option<&'static str>,
 }
 
 impl Names {
@@ -245,6 +250,17 @@ pub trait Adapter: std::fmt::Debug + Send {
         Ok(h)
     }
 
+    /// What the feed-forward half of a pre-norm block is added to.
+    ///
+    /// # Shapes
+    /// `h`: the sum of input and attention, `[B, S, D]`; returns the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn feed_forward_residual(&self, _layer: usize, h: Tensor) -> Result<Tensor> {
+        Ok(h)
+    }
+
     /// Adds to the output of block `layer`.
     ///
     /// # Shapes
@@ -336,6 +352,12 @@ impl AdapterOptions {
     /// Settings that do not fit the backbone.
     pub fn build(&self, shape: BlockShape) -> Result<Box<dyn Adapter>> {
         Ok(match self {
+            Self::Encoder(options) if shape.pre_norm => {
+                Box::new(pre_norm::PreNorm::encoder(options, shape)?)
+            }
+            Self::Mlp(options) if shape.pre_norm => {
+                Box::new(pre_norm::PreNorm::mlp(options, shape)?)
+            }
             Self::Encoder(options) => Box::new(encoder::Encoder::new(options, shape)?),
             Self::Mlp(options) => Box::new(mlp::Mlp::new(options, shape)?),
             Self::Token(options) => Box::new(token::Token::new(options, shape)?),
@@ -515,6 +537,12 @@ impl AdapterSet {
         self.0
             .iter()
             .try_fold(h, |h, a| a.after_attention_norm(layer, h))
+    }
+
+    pub(crate) fn feed_forward_residual(&self, layer: usize, h: Tensor) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(h, |h, a| a.feed_forward_residual(layer, h))
     }
 
     pub(crate) fn after_block(&self, layer: usize, h: &Tensor, y: Tensor) -> Result<Tensor> {

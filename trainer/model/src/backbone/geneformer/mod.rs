@@ -25,6 +25,7 @@ pub const NAMES: Names = Names {
     attention: "attention.self",
     projections: Some(["query", "key", "value"]),
     token: Some("bert"),
+    prefix: None,
 };
 
 const EMBEDDINGS: &str = "bert.embeddings";
@@ -108,6 +109,7 @@ impl Blueprint {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
             d_attention: self.shape.d_model,
+            pre_norm: false,
             names: NAMES,
         }
     }

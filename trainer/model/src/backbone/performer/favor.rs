@@ -71,6 +71,15 @@ impl Favor {
         }
     }
 
+    /// Replaces the directions, in place.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn redraw(&self, directions: &[f32]) -> Result<()> {
+        let new = Tensor::f_from_slice(directions)?.f_view_as(&self.projection)?;
+        Ok(self.projection.shallow_clone().f_copy_(&new)?)
+    }
+
     /// The parts that sequences of `cells` cells of `tokens` tokens are worked on in: first place
     /// and length.
     pub fn parts(&self, cells: i64, tokens: i64) -> Vec<(i64, i64)> {

@@ -167,6 +167,23 @@ impl PerformerBlocks {
         })
     }
 
+    /// Replaces the directions of random features by new ones, which depend on `seed` and `draw` alone.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    pub fn redraw(&self, seed: u64, draw: u64) -> Result<()> {
+        let width = self.shape.d_head as usize;
+        let seed = crate::device::mix(seed, draw);
+        for (layer, block) in self.layers.iter().enumerate() {
+            let name = self.shape.names.in_block(layer, PROJECTION);
+            let numel = self.shape.features as usize * width;
+            block
+                .favor
+                .redraw(&Init::OrthogonalRows { width }.values(seed, &name, numel))?;
+        }
+        Ok(())
+    }
+
     /// Queries, keys and values of tokens side by side: `[B, S, D]` to `[B, S, 3E]`.
     fn qkv(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         let block = &self.layers[layer];
@@ -222,7 +239,7 @@ impl PerformerBlocks {
         let inner = context.drop_part(layer, Site::Activation, start, inner.f_gelu("none")?)?;
         let fed = adapters.feed_forward_output(layer, block.linear2.forward(&inner)?, treatment)?;
         let fed = context.drop_part(layer, Site::FeedForward, start, fed)?;
-        Ok(h.f_add(&fed)?)
+        Ok(adapters.feed_forward_residual(layer, h)?.f_add(&fed)?)
     }
 }
 

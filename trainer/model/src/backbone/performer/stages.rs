@@ -149,6 +149,7 @@ mod tests {
                 attention: ATTENTION,
                 projections: Some(PROJECTIONS),
                 token: None,
+                prefix: None,
             },
             n_layers: 3,
             d_model: 12,
@@ -192,6 +193,7 @@ mod tests {
             n_layers: shape.n_layers,
             d_model: shape.d_model,
             d_attention: shape.n_heads * shape.d_head,
+            pre_norm: true,
             names: shape.names,
         };
         let mut set = AdapterSet::build(&adapters(), blocks).unwrap();

@@ -29,6 +29,7 @@ pub const NAMES: Names = Names {
     attention: "self_attn",
     projections: None,
     token: Some("value_encoder"),
+    prefix: None,
 };
 
 const BLOCKS: BlockStyle = BlockStyle {
@@ -110,6 +111,7 @@ impl Blueprint {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
             d_attention: self.shape.d_model,
+            pre_norm: false,
             names: Names {
                 token: (self.inputs.values == ValueStyle::Continuous).then_some("value_encoder"),
                 ..NAMES
