@@ -172,7 +172,7 @@ fn own_bytes(pid: u32) -> Option<u64> {
 fn most_held(lab: &Lab, name: &str, settings: &[&str]) -> [u64; 2] {
     let run = lab.path(name);
     let dir = format!("run.dir={}", run.display());
-    let arguments = set(&[&settings[..], &[dir.as_str(), "train.epochs=1000"]].concat());
+    let arguments = set(&[settings, &[dir.as_str(), "train.epochs=1000"]].concat());
     let mut child = lab.command(2, &arguments).spawn().unwrap();
     wait_until("the steps are alike", || logged_lines(&run) >= 5);
     let pids = rank_pids(&run);

@@ -29,7 +29,7 @@ use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::non_finite::Search;
 use crate::optim::{Adam, Ema, Schedule};
-use crate::record::Recorder;
+use crate::record::{Recorder, return_free_memory};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::settings;
@@ -118,6 +118,7 @@ fn train(
             from.as_deref(),
         ),
     )?;
+    return_free_memory();
     match training.drive(world, &loaders, stop) {
         Err(failure) if world.topology().world_size > 1 => leave(world, watch, &failure),
         outcome => outcome,
