@@ -4,12 +4,11 @@
 //! [`training`] read parts of it. [`session`] is a run from its first start to its last end:
 //! [`supervise`] starts a command line, passes stop requests on and bounds how long they may take;
 //! [`policy`] decides whether to start again; [`relay`] and [`diagnosis`] explain an end, [`lost`] finds
-//! hosts that fell silent, [`behind`] the ranks that a hang waited for. [`guard`] stands around each rank and tells [`server`], which keeps the
+//! hosts that fell silent. [`guard`] stands around each rank and tells [`server`], which keeps the
 //! [`board`]. [`state`] is what is known of a run as one structure, and [`page`] serves it. [`render`]
 //! writes files for schedulers instead of starting anything. Nothing here links MPI or libtorch, so the
 //! launcher starts in milliseconds.
 
-pub mod behind;
 pub mod board;
 pub mod checkpoints;
 pub mod command;

@@ -1,6 +1,5 @@
 //! A run from its first start to its last end: attempts, their reports, and the pauses in between.
 
-use crate::behind;
 use crate::board::Board;
 use crate::checkpoints;
 use crate::command::{CommandLine, Request, Surroundings};
@@ -302,11 +301,6 @@ impl Log {
         }
         let hello = &rank.hello;
         (self.say)(&failed_rank(hello.rank, &hello.host, bye));
-        if bye.code == exit::HANG {
-            for line in behind::tell(board, Instant::now()) {
-                (self.say)(&line);
-            }
-        }
         self.event(
             "failure",
             &[

@@ -112,9 +112,9 @@ fn a_stopped_rank_is_named_and_the_job_ends() {
     }
 }
 
-/// Prediction is watched as training is.
+/// Prediction is watched as training is. The rank may stop within a collective, where nobody can tell.
 #[test]
-fn a_rank_that_stops_in_a_prediction_is_named() {
+fn a_rank_that_stops_in_a_prediction_ends_the_job_in_time() {
     let lab = Lab::new(&Plan {
         cells: 6_000,
         row_group_cells: 1_000,
@@ -146,8 +146,10 @@ fn a_rank_that_stops_in_a_prediction_is_named() {
     let (took, said) = (begun.elapsed(), String::from_utf8_lossy(&ended.stderr));
     assert_eq!(ended.status.code(), Some(75), "{said}");
     assert!(took <= Duration::from_secs(2) + REPORT, "{took:?}\n{said}");
-    let blamed = format!("rank 1 is behind (process {}, stopped by", pids[1]);
-    assert!(said.contains(&blamed), "{said}");
-    assert_eq!(flight(&run, 0)["ranks_behind"], serde_json::json!([1]));
+    assert!(
+        said.contains("rank 0: no progress in section `collective`"),
+        "{said}"
+    );
+    assert_eq!(flight(&run, 0)["expired"]["section"], "collective");
     assert!(!output.exists(), "nothing half done is published");
 }

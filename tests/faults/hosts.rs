@@ -116,25 +116,6 @@ fn two_hosts_train_as_one_does() {
     );
 }
 
-/// Between hosts ranks do not see each other; the launcher sees both.
-#[test]
-fn a_rank_that_stops_on_another_host_is_named_by_the_launcher() {
-    let stage = Stage::new();
-    let settings = set(&["train.epochs=2000", "watchdog.collective=5"]);
-    let options = ["--max-restarts", "0"];
-    let (mut launcher, run, told) = stage.launch("stopped", &options, &settings);
-    wait_until("the run is under way", || logged_lines(&run) >= 20);
-    scpeft_tests::train::signal(rank_pids(&run)[1], "STOP");
-    let code = wait(&mut launcher).code();
-    let told = std::fs::read_to_string(told).unwrap();
-    assert_eq!(code, Some(75), "{told}");
-    let behind = |rank: usize| format!("rank {rank} on {} is behind: ", stage.hosts.name(rank));
-    assert_eq!(told.matches(&behind(1)).count(), 1, "{told}");
-    assert!(!told.contains(&behind(0)), "{told}");
-    // What rank 0 could see for itself.
-    assert!(told.contains("every rank of this host is in it"), "{told}");
-}
-
 /// The configurations and the cells of `make demo`: 40 steps of each, or all of them where
 /// `SCPEFT_FULL_DEMO` is set.
 #[test]

@@ -177,7 +177,6 @@ impl Observer for Watch {
     fn begin(&self, op: &'static str, bytes: usize) {
         let begun = now();
         let number = self.0.board.own().count();
-        lock(&self.0.beater).collective(number);
         self.0.enter(Section::Collective, begun);
         lock(&self.0.flight).begin(number, op, bytes as u64, begun);
     }

@@ -166,13 +166,6 @@ impl Beater {
         }
     }
 
-    /// Enters collective number `entered`, from 1. The next beat says so.
-    pub fn collective(&self, entered: u64) {
-        if let Some(shared) = &self.shared {
-            shared.lock().beat.collectives = entered;
-        }
-    }
-
     /// Changes what the next beat says. Section and section times are set by [`Beater::section`].
     pub fn update(&self, change: impl FnOnce(&mut Beat)) {
         if let Some(shared) = &self.shared {
@@ -415,11 +408,12 @@ mod tests {
         );
         for step in 1..=1000 {
             beater.section(Section::Forward);
-            beater.collective(2 * step);
             beater.update(|beat| beat.step = step);
         }
-        let last = beat(&mut stream, |b| b.step == 1000);
-        assert_eq!((last.section, last.collectives), (Section::Forward, 2000));
+        assert_eq!(
+            beat(&mut stream, |b| b.step == 1000).section,
+            Section::Forward
+        );
         beater.describe(|hello| {
             hello.metrics_port = Some(9);
             hello.token.clear();

@@ -154,9 +154,6 @@ pub struct Beat {
     pub section: Section,
     /// Seconds spent in each section so far, in the order of [`Section::ALL`].
     pub section_seconds: [f64; Section::ALL.len()],
-    /// Collectives entered so far.
-    #[serde(default)]
-    pub collectives: u64,
     /// Resident memory in bytes; 0 while unknown.
     pub memory_bytes: u64,
     /// Device memory in use in bytes, where there is a device that tells.
@@ -184,7 +181,6 @@ impl Default for Beat {
             epoch: 0,
             section: Section::Setup,
             section_seconds: [0.0; Section::ALL.len()],
-            collectives: 0,
             memory_bytes: 0,
             device_memory_bytes: None,
             loss: None,
