@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use scpeft_tests::binary;
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::hosts::Hosts;
 use scpeft_tests::train::{
-    Lab, adapter_bytes, assert_same_curve, events, logged_lines, loss_curve, on_ranks, rank_pids,
-    set, text, wait, wait_for, wait_until,
+    Lab, adapter_bytes, assert_same_curve, events, logged_lines, loss_curve, rank_pids, wait,
+    wait_until,
 };
 
 /// The shortest time after which a host counts as cut off, in seconds.
@@ -34,17 +34,6 @@ impl Stage {
 
     /// A launcher of one rank on each host, its run directory, and where it tells what happens.
     fn launch(&self, name: &str, options: &[&str], more: &[&str]) -> (Child, PathBuf, PathBuf) {
-        self.launch_with(&self.lab.config, name, options, more)
-    }
-
-    /// The same with another configuration than the lab's.
-    fn launch_with(
-        &self,
-        config: &Path,
-        name: &str,
-        options: &[&str],
-        more: &[&str],
-    ) -> (Child, PathBuf, PathBuf) {
         let (run, told) = (self.lab.path(name), self.lab.path(&format!("{name}.err")));
         let hosts = [0, 1].map(|host| self.hosts.address(host)).join(",");
         let mut command = Command::new(binary("scpeft-launch"));
@@ -52,7 +41,7 @@ impl Stage {
             .args(["--hosts", &hosts, "--advertise", &self.hosts.gateway()])
             .args(options)
             .args(["--", "--config"])
-            .arg(config)
+            .arg(&self.lab.config)
             .args(["--set", &format!("run.dir={}", run.display())])
             .args(more)
             .env_remove("SLURM_JOB_ID")
@@ -62,40 +51,6 @@ impl Stage {
         self.hosts.join(&mut command);
         (command.spawn().unwrap(), run, told)
     }
-
-    /// Trains a configuration of the demo on both hosts, and asserts success.
-    fn train_demo(&self, config: &str, name: &str, settings: &[&str]) -> PathBuf {
-        let (mut launcher, run, told) = self.launch_with(&demo(config), name, &[], &set(settings));
-        let code = wait_for(&mut launcher, Duration::from_mins(8)).code();
-        assert_eq!(code, Some(0), "{}", std::fs::read_to_string(told).unwrap());
-        run
-    }
-
-    /// Runs one of our programs, and asserts success.
-    fn run(&self, program: &str, arguments: &[&str]) {
-        let output = Command::new(binary(program))
-            .args(arguments)
-            .current_dir(self.lab.dir.path())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-    }
-}
-
-/// A configuration of `make demo`.
-fn demo(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/demo");
-    folder.join(name).canonicalize().unwrap()
-}
-
-/// The real cells of `make demo`: scanpy brings them.
-fn demo_cells() -> String {
-    let libraries = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.venv/lib");
-    let entries = std::fs::read_dir(&libraries).expect("no `.venv`: run `make setup-test` first");
-    let cells = "site-packages/scanpy/datasets/10x_pbmc68k_reduced.h5ad";
-    let found = entries.flatten().map(|python| python.path().join(cells));
-    let found = found.into_iter().find(|path| path.is_file());
-    found.expect("scanpy's cells").display().to_string()
 }
 
 #[test]
@@ -114,69 +69,6 @@ fn two_hosts_train_as_one_does() {
         (&start["world_size"], &start["host"]),
         (&2.into(), &stage.hosts.name(0).into())
     );
-}
-
-/// The configurations and the cells of `make demo`: 40 steps of each, or all of them where
-/// `SCPEFT_FULL_DEMO` is set.
-#[test]
-fn two_hosts_train_the_demo_as_one_does() {
-    let stage = Stage::new();
-    let whole = std::env::var_os("SCPEFT_FULL_DEMO").is_some();
-    let cells = demo_cells();
-    let split = [
-        "--split",
-        "train=0.7,valid=0.1,test=0.2",
-        "--split-seed",
-        "0",
-    ];
-    let import = [
-        "import",
-        "--raw",
-        "--label",
-        "bulk_labels",
-        "--input",
-        &cells,
-    ];
-    let import = [&import[..], &split, &["--output", "corpus"]].concat();
-    stage.run("scpeft-data", &import);
-    let corpus = format!("data.corpus={}", stage.lab.path("corpus").display());
-    let mut settings = vec![corpus.as_str(), "run.threads=1", "log.every_steps=1"];
-    if !whole {
-        settings.push("train.max_steps=40");
-    }
-    let pretrained = stage.train_demo("pretrain.toml", "pretrain", &settings);
-    let run = pretrained.display().to_string();
-    stage.run(
-        "scpeft-checkpoint",
-        &["export", "--run", &run, "--output", "backbone"],
-    );
-    let backbone = format!("backbone.path={}", stage.lab.path("backbone").display());
-    settings.push(&backbone);
-    let tuned = stage.train_demo("lora.toml", "lora", &settings);
-    let here = stage.lab.path("here");
-    let directory = format!("run.dir={}", here.display());
-    let output = on_ranks(2)
-        .arg("--config")
-        .arg(demo("lora.toml"))
-        .args(set(&[&settings[..], &[&directory]].concat()))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let curve = loss_curve(&tuned);
-    assert_eq!(curve, loss_curve(&here));
-    assert!(adapter_bytes(&tuned) == adapter_bytes(&here));
-    let run = tuned.display().to_string();
-    stage.run(
-        "scpeft-train",
-        &["predict", "--run", &run, "--output", "predicted"],
-    );
-    let scores = std::fs::read(stage.lab.path("predicted/metrics.json")).unwrap();
-    let scores: serde_json::Value = serde_json::from_slice(&scores).unwrap();
-    let score = |name: &str| scores[name].as_f64().unwrap();
-    println!("{} steps on two hosts: {scores:#}", curve.len());
-    assert_eq!(score("cells"), 142.0);
-    assert_eq!(curve.len(), if whole { 1240 } else { 40 });
-    assert!(!whole || score("accuracy") > score("majority_accuracy") + 0.3);
 }
 
 #[test]

@@ -258,14 +258,10 @@ pub fn adapter_bytes(run: &Path) -> Vec<u8> {
 ///
 /// # Panics
 /// When it takes longer.
-pub fn wait_until(what: &str, done: impl FnMut() -> bool) {
-    wait_until_within(PATIENCE, what, done);
-}
-
-fn wait_until_within(patience: Duration, what: &str, mut done: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < patience, "waited in vain until {what}");
+        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -275,16 +271,8 @@ fn wait_until_within(patience: Duration, what: &str, mut done: impl FnMut() -> b
 /// # Panics
 /// When it takes longer.
 pub fn wait(child: &mut Child) -> std::process::ExitStatus {
-    wait_for(child, PATIENCE)
-}
-
-/// The exit status of a child that has so long left.
-///
-/// # Panics
-/// When it takes longer.
-pub fn wait_for(child: &mut Child, patience: Duration) -> std::process::ExitStatus {
     let mut status = None;
-    wait_until_within(patience, "the process ends", || {
+    wait_until("the process ends", || {
         status = child.try_wait().expect("a child");
         status.is_some()
     });
