@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod corpus;
 mod error;
+pub mod export;
 pub mod genes;
 pub mod hvg;
 pub mod import;

@@ -22,6 +22,8 @@ enum Command {
     Import(Box<cli::import::Args>),
     /// Make a corpus of Parquet files that stay where they are.
     Index(Box<cli::index::Args>),
+    /// Put predictions and embeddings into a copy of the .h5ad file that the cells came from.
+    Export(cli::export::Args),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
     /// Count what a corpus holds: cells, genes, values, lengths of sequences.
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Import(args) => cli::import::run(&args),
         Command::Index(args) => cli::index::run(&args),
+        Command::Export(args) => cli::export::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),

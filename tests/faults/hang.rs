@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
-    Lab, adapter_bytes, logged_lines, loss_curve, on_ranks, rank_pids, set, signal, wait_until,
+    Lab, adapter_bytes, logged_lines, loss_curve, rank_pids, signal, wait_until,
 };
 use serde_json::Value;
 
@@ -110,46 +110,4 @@ fn a_stopped_rank_is_named_and_the_job_ends() {
         assert_eq!(loss_curve(&run), loss_curve(&whole), "losses, bit by bit");
         assert_eq!(adapter_bytes(&run), adapter_bytes(&whole), "adapter bytes");
     }
-}
-
-/// Prediction is watched as training is. The rank may stop within a collective, where nobody can tell.
-#[test]
-fn a_rank_that_stops_in_a_prediction_ends_the_job_in_time() {
-    let lab = Lab::new(&Plan {
-        cells: 6_000,
-        row_group_cells: 1_000,
-        ..Plan::default()
-    });
-    let run = lab.train(1, "run", &["--set", "train.max_steps=2"]);
-    let output = lab.path("predicted");
-    let child = on_ranks(2)
-        .args(["predict", "--split", "train", "--run"])
-        .arg(&run)
-        .arg("--output")
-        .arg(&output)
-        .args(set(&["watchdog.collective=2", "train.batch_cells=4"]))
-        .args(set(&["train.micro_batch_cells=1"]))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The table is written beside its place, batch by batch.
-    let is_written = |path: std::path::PathBuf| path.join("predictions.parquet").exists();
-    wait_until("the first cells are predicted", || {
-        let entries = std::fs::read_dir(lab.dir.path()).unwrap();
-        entries.flatten().any(|entry| is_written(entry.path()))
-    });
-    let pids = rank_pids(&run);
-    assert_eq!(pids.len(), 2, "both ranks are alive");
-    signal(pids[1], "STOP");
-    let begun = Instant::now();
-    let ended = child.wait_with_output().unwrap();
-    let (took, said) = (begun.elapsed(), String::from_utf8_lossy(&ended.stderr));
-    assert_eq!(ended.status.code(), Some(75), "{said}");
-    assert!(took <= Duration::from_secs(2) + REPORT, "{took:?}\n{said}");
-    assert!(
-        said.contains("rank 0: no progress in section `collective`"),
-        "{said}"
-    );
-    assert_eq!(flight(&run, 0)["expired"]["section"], "collective");
-    assert!(!output.exists(), "nothing half done is published");
 }

@@ -1,5 +1,6 @@
 //! The subcommands.
 
+pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod index;
 pub(crate) mod inspect;

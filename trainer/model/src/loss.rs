@@ -120,8 +120,11 @@ pub fn contrastive_cell_embedding(first: &Tensor, second: &Tensor) -> Result<Ten
     Ok(similarity.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)?)
 }
 
-/// `x` `[B, D]` with rows of length 1.
-pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
+/// `x` `[B, D]` with rows of length 1; rows of zeros stay as they are.
+///
+/// # Errors
+/// Only if libtorch fails.
+pub fn normalize(x: &Tensor) -> Result<Tensor> {
     // torch's normalize divides by the norm, at least 1e-12.
     let norm = x.f_norm_scalaropt_dim(2.0, [1], true)?.f_clamp_min(1e-12)?;
     Ok(x.f_div(&norm)?)

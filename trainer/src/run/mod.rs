@@ -126,7 +126,7 @@ fn train(
 }
 
 /// Brings the whole job down for a failure that the other ranks may not share.
-pub(crate) fn leave(world: &dyn Collective, watch: &Watch, failure: &Failure) -> ! {
+fn leave(world: &dyn Collective, watch: &Watch, failure: &Failure) -> ! {
     tracing::error!("rank {}: {failure}", world.topology().rank);
     watch.say_goodbye(failure.code);
     world.abort(failure.code)
