@@ -32,6 +32,10 @@ enum Command {
     Verify(cli::verify::Args),
     /// Measure how well shuffling mixes the categories of a column.
     Quality(cli::quality::Args),
+    /// Hold perturbations out by a rule, checked for leaks.
+    Split(cli::split::Args),
+    /// Check tables of drugs, and make fingerprints of their molecules.
+    Molecules(cli::molecules::Args),
     /// Make synthetic cells that look like those of a large atlas.
     Synth(cli::synth::Args),
 }
@@ -57,6 +61,8 @@ fn main() -> ExitCode {
         Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),
         Command::Quality(args) => cli::quality::run(&args),
+        Command::Split(args) => cli::split::run(&args),
+        Command::Molecules(args) => cli::molecules::run(&args),
         Command::Synth(args) => cli::synth::run(&args),
     };
     match done {

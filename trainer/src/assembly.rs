@@ -243,6 +243,7 @@ impl Assembly {
             grouped(overlap.corpus_genes as u64),
             overlap.key.name(),
         ));
+        lines.extend(self.backbone.coverage(overlap));
         let unlabelled = self.splits.as_ref().map_or(0, |s| s.unlabelled);
         if unlabelled > 0 {
             lines.push(format!(

@@ -4,6 +4,7 @@ pub mod mask;
 mod medians;
 pub mod panel;
 pub mod rank;
+pub mod scfoundation;
 pub mod scgpt;
 mod sequence;
 

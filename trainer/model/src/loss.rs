@@ -1,12 +1,14 @@
 //! Losses, as sums wherever the divisor is a count: the trainer divides once, by the count of the
 //! whole global batch, so that ragged batches and any number of ranks give the same gradient.
 
+mod gears;
 mod response;
 
 use tch::{Kind, Reduction, Tensor};
 
 use crate::Result;
 
+pub use gears::{Condition, autofocus_direction};
 pub use response::{MMD_GAMMAS, adaptive_squared_error_sum, energy_distance, mmd_rbf};
 
 /// Sum over masked positions of the squared error.

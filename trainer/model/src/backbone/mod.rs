@@ -9,6 +9,7 @@ pub mod geneformer;
 pub mod performer;
 mod post_norm;
 pub mod scbert;
+pub mod scfoundation;
 pub mod scgpt;
 
 use tch::Tensor;
