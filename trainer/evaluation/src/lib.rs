@@ -24,6 +24,7 @@ pub mod cells;
 pub mod de;
 pub mod discrimination;
 pub mod distance;
+mod eigen;
 mod error;
 pub mod evaluate;
 pub mod gears;
