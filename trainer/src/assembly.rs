@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::backbone::{Backbone, load};
+use crate::determinism;
 use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
 use crate::perturbation::Responses;
@@ -39,6 +40,8 @@ pub struct Assembly {
     pub staging: Staging,
     /// Threads that libtorch uses in this process.
     pub threads: usize,
+    /// Ranks of the run.
+    pub ranks: usize,
     /// Corpus and tokeniser.
     pub feed: Feed,
     /// What the model is trained for.
@@ -174,6 +177,7 @@ impl Assembly {
                 reference: reference(config, &backbone, task.as_ref(), &params)?,
             },
             threads,
+            ranks: topology.world_size,
             feed,
             task,
             params,
@@ -364,7 +368,11 @@ fn start_libtorch(config: &Config, topology: &Topology) -> Result<(Device, usize
         n => n,
     };
     device::set_threads(threads);
-    Ok((device::select(choice, topology.local_rank)?, threads))
+    let device = device::select(choice, topology.local_rank)?;
+    if config.run.deterministic {
+        determinism::require(device)?;
+    }
+    Ok((device, threads))
 }
 
 fn build_model(
