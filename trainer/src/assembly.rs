@@ -217,6 +217,7 @@ impl Assembly {
                 reference: reference(config, &backbone, task.as_ref(), &params)?,
             },
             threads,
+            ranks: topology.world_size,
             feed,
             task,
             params,
