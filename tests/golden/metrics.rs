@@ -5,11 +5,13 @@
 use std::collections::HashMap;
 
 use scpeft_config::ClassWeights;
-use scpeft_tests::{case, fixture};
-use scpeft_trainer::scores::{
-    Condition, Confusion, adjusted_rand_index, batch_silhouette, calinski_harabasz,
-    normalized_mutual_information, response_scores, silhouette,
+use scpeft_evaluation::clustering::{
+    adjusted_rand_index, batch_silhouette, calinski_harabasz, normalized_mutual_information,
+    silhouette,
 };
+use scpeft_evaluation::identification::Confusion;
+use scpeft_evaluation::scgpt::{Condition, response_scores};
+use scpeft_tests::{case, fixture};
 use scpeft_trainer::task::{LabelInfo, class_weights};
 use serde_json::Value;
 use tch::Tensor;

@@ -28,7 +28,6 @@ pub mod record;
 pub mod report;
 pub mod responses;
 pub mod run;
-pub mod scores;
 pub mod selection;
 mod settings;
 pub mod shard;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+use scpeft_evaluation::identification::Confusion;
 
 use crate::failure::{Failure, Result};
-use crate::scores::Confusion;
 
 const CELL_PX: i32 = 46;
 const TITLE_PX: i32 = 36;

@@ -17,6 +17,7 @@ use scpeft_checkpoint::fsx::{self, Existing};
 use scpeft_collective::Collective;
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
+use scpeft_evaluation::identification::Confusion;
 use scpeft_model::exec::Pass;
 use scpeft_model::shard::Gather;
 use scpeft_protocol::exit;
@@ -31,7 +32,6 @@ use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
-use crate::scores::Confusion;
 use crate::shard;
 use crate::task::Identification;
 
