@@ -112,8 +112,18 @@ impl Matrix {
     }
 }
 
+/// Sum of products, in four lanes.
 pub(crate) fn dot(x: &[f64], y: &[f64]) -> f64 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
+    let mut sums = [0.0; 4];
+    let (x, y) = (x.chunks_exact(4), y.chunks_exact(4));
+    let rest = x.remainder().iter().zip(y.remainder());
+    let rest: f64 = rest.map(|(x, y)| x * y).sum();
+    for (x, y) in x.zip(y) {
+        for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
+            *sum += x * y;
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Solves `a x = b` for symmetric positive definite `a` (Cholesky).
@@ -209,7 +219,7 @@ pub(crate) fn left_singular(what: &'static str, a: &Matrix, k: usize) -> Result<
 
 /// Eigenvalues in ascending order and eigenvectors as columns of a symmetric matrix, by cyclic
 /// Jacobi rotations (Golub and Van Loan, 8.5): slower than tridiagonalisation, exact to rounding.
-fn eigen(mut a: Matrix) -> (Vec<f64>, Matrix) {
+pub(crate) fn eigen(mut a: Matrix) -> (Vec<f64>, Matrix) {
     /// Sweeps converge quadratically; a handful is enough.
     const SWEEPS: usize = 60;
     let n = a.rows;
@@ -235,6 +245,28 @@ fn eigen(mut a: Matrix) -> (Vec<f64>, Matrix) {
     let sorted = Matrix::from_rows(order.iter().map(|&i| vectors.row(i)));
     let values = order.iter().map(|&i| diagonal[i]).collect();
     (values, sorted.transposed())
+}
+
+/// An orthonormal basis of the rows, by Gram and Schmidt done twice; a row that lies in the span of
+/// those before becomes zero.
+pub(crate) fn orthonormal(mut a: Matrix) -> Matrix {
+    let width = a.columns;
+    for i in 0..a.rows {
+        let (before, row) = a.values.split_at_mut(i * width);
+        let row = &mut row[..width];
+        let size = dot(row, row).sqrt();
+        for _ in 0..2 {
+            for other in before.chunks_exact(width) {
+                subtract(row, dot(row, other), other);
+            }
+        }
+        let norm = dot(row, row).sqrt();
+        let inverse = if norm > size * 1e-12 { 1.0 / norm } else { 0.0 };
+        for x in row {
+            *x *= inverse;
+        }
+    }
+    a
 }
 
 /// One rotation that makes entry (p, q) zero.
