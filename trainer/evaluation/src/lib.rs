@@ -46,5 +46,6 @@ pub mod study;
 pub mod summary;
 pub mod umap;
 pub mod vcc;
+mod wide;
 
 pub use error::{Error, Result, Score, Undefined};

@@ -1,10 +1,13 @@
 //! An inverted file: cells are kept in lists around centres, and a cell's neighbours are looked for
 //! in the lists whose centres lie nearest.
 
+// As in `pairs`.
+#![allow(clippy::inline_always)]
+
 use super::neighbors::{Neighbors, Recall, Search};
 use crate::cells::Cells;
-use crate::parallel;
 use crate::rng::Rng;
+use crate::{parallel, wide};
 
 /// Rounds in which centres move to the mean of their cells.
 const ROUNDS: usize = 8;
@@ -43,10 +46,16 @@ pub(super) fn search(
     let look = |of: &[u32], probes: usize| {
         let chunks: Vec<&[u32]> = of.chunks(CHUNK).collect();
         let work = |at: usize| {
-            let near = chunks[at]
-                .iter()
-                .map(|&cell| lists.nearest(cells, cell, k, probes));
-            near.collect::<Vec<_>>()
+            wide::run(
+                #[inline(always)]
+                || {
+                    let mut near = Vec::with_capacity(chunks[at].len());
+                    for &cell in chunks[at] {
+                        near.push(lists.nearest(cells, cell, k, probes));
+                    }
+                    near
+                },
+            )
         };
         parallel::map(chunks.len(), threads, work).concat()
     };
@@ -87,6 +96,7 @@ fn shared(found: &[Near], truth: &[Near]) -> f64 {
 }
 
 /// Squared distance, in eight lanes.
+#[inline(always)]
 fn square(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -139,15 +149,26 @@ impl Lists {
     /// The nearest list of each of `of`.
     fn assign(&self, cells: Cells<'_>, of: &[usize], threads: usize) -> Vec<usize> {
         let chunks: Vec<&[usize]> = of.chunks(CHUNK).collect();
-        let nearest = |&cell: &usize| {
-            let row = cells.row(cell);
-            let distance = |list: usize| square(row, self.center(list));
-            (0..self.lists())
-                .map(|list| (distance(list), list))
-                .min_by(|a, b| a.0.total_cmp(&b.0))
-                .map_or(0, |(_, list)| list)
+        let work = |at: usize| {
+            wide::run(
+                #[inline(always)]
+                || {
+                    let mut own = Vec::with_capacity(chunks[at].len());
+                    for &cell in chunks[at] {
+                        let row = cells.row(cell);
+                        let (mut best, mut least) = (0, f32::INFINITY);
+                        for list in 0..self.lists() {
+                            let square = square(row, self.center(list));
+                            if square < least {
+                                (best, least) = (list, square);
+                            }
+                        }
+                        own.push(best);
+                    }
+                    own
+                },
+            )
         };
-        let work = |at: usize| chunks[at].iter().map(nearest).collect::<Vec<usize>>();
         parallel::map(chunks.len(), threads, work).concat()
     }
 
@@ -173,17 +194,19 @@ impl Lists {
     }
 
     /// The `k` nearest cells of those in the `probes` nearest lists, with squared distances.
+    #[inline(always)]
     fn nearest(&self, cells: Cells<'_>, cell: u32, k: usize, probes: usize) -> Near {
         let row = cells.row(cell as usize);
-        let mut order: Vec<(f32, usize)> = (0..self.lists())
-            .map(|list| (square(row, self.center(list)), list))
-            .collect();
+        let mut order: Vec<(f32, usize)> = Vec::with_capacity(self.lists());
+        for list in 0..self.lists() {
+            order.push((square(row, self.center(list)), list));
+        }
         order.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut near: Near = Vec::with_capacity(k + 1);
         for &(_, list) in &order[..probes] {
-            for &other in self.members[list].iter().filter(|&&other| other != cell) {
+            for &other in &self.members[list] {
                 let new = (square(row, cells.row(other as usize)), other);
-                if near.len() == k && new >= near[k - 1] {
+                if other == cell || (near.len() == k && new >= near[k - 1]) {
                     continue;
                 }
                 let at = near.partition_point(|old| *old < new);

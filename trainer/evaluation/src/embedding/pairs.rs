@@ -11,7 +11,7 @@
 use std::sync::Mutex;
 
 use crate::cells::Cells;
-use crate::parallel;
+use crate::{parallel, wide};
 
 /// Cells whose coordinates lie side by side: as many f32 as two vector registers hold.
 const LANES: usize = 16;
@@ -243,19 +243,14 @@ impl Task<'_> {
     }
 
     fn work(&self, pair: (usize, usize), rows: &[Mutex<Rows>]) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            #[target_feature(enable = "avx2,fma")]
-            fn wide(task: &Task<'_>, pair: (usize, usize), rows: &[Mutex<Rows>]) {
-                task.meet::<true>(pair, rows);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                // SAFETY: the processor has the two features, as was just asked of it.
-                unsafe { wide(self, pair, rows) };
-                return;
-            }
+        if wide::available() {
+            wide::run(
+                #[inline(always)]
+                || self.meet::<true>(pair, rows),
+            );
+        } else {
+            self.meet::<false>(pair, rows);
         }
-        self.meet::<false>(pair, rows);
     }
 }
 
