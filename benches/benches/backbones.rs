@@ -1,5 +1,6 @@
 //! One training step of a Geneformer: wall and CPU time, peak memory and cells per second, beside
-//! Hugging Face transformers and peft on the same shapes in the same run.
+//! Hugging Face transformers and peft on the same shapes in the same run. And one of an scBERT over all
+//! its genes, with the bottlenecks of its ENCODER adapter, recomputed in parts; without a peer.
 //!
 //! Identification of 18 types with random weights and LoRA of rank 8 on query and value, dropout
 //! 0.02, none on attention, 2 threads, one process; the whole step of the trainer. Each row runs in a
@@ -17,10 +18,14 @@ use std::time::Instant;
 
 use scpeft_collective::Single;
 use scpeft_data::MicroBatch;
-use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
+use scpeft_model::adapter::{
+    AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, Projection,
+};
 use scpeft_model::backbone::geneformer::{
     Activation, Blueprint, CellEmbedding, CellStyle, FreezeRule, Head,
 };
+use scpeft_model::backbone::performer::{KeyMax, PerformerShape};
+use scpeft_model::backbone::scbert;
 use scpeft_model::backbone::{Architecture, Shape};
 use scpeft_model::exec::{Dropout, ExecutorKind};
 use scpeft_model::{Layout, Params, Precision, TensorSpec, device};
@@ -61,6 +66,7 @@ const fn model(name: &'static str, sizes: [i64; 6]) -> Model {
 }
 
 const V1_10M: Model = model("v1-10m", [6, 256, 4, 512, 2048, 25_426]);
+const SCBERT: Model = model("scbert", [6, 200, 10, 800, 16_907, 7]);
 const V2_104M: Model = model("v2-104m", [12, 768, 12, 3072, 4096, 20_275]);
 
 /// One row of the table.
@@ -75,6 +81,10 @@ struct Row {
 }
 
 impl Row {
+    fn is_scbert(&self) -> bool {
+        self.model.name == SCBERT.name
+    }
+
     fn name(&self) -> String {
         let format = if self.bf16 { "bf16" } else { "f32" };
         let length = if self.lengths { "up to " } else { "" };
@@ -106,7 +116,48 @@ fn rows() -> Vec<Row> {
             }
         }
     }
+    for bf16 in [false, true] {
+        rows.push(Row {
+            model: SCBERT,
+            bf16,
+            tokens: SCBERT.positions as usize,
+            cells: 1,
+            lengths: false,
+        });
+    }
     rows
+}
+
+fn architecture(row: &Row) -> Box<dyn Architecture> {
+    if row.is_scbert() {
+        Box::new(scbert_blueprint(row))
+    } else {
+        Box::new(blueprint(row))
+    }
+}
+
+fn scbert_blueprint(row: &Row) -> scbert::Blueprint {
+    scbert::Blueprint {
+        shape: row.model.shape,
+        d_head: 64,
+        features: PerformerShape::default_features(64),
+        positions: row.model.positions,
+        key_max: KeyMax::Cell,
+        redrawn: false,
+        qkv_bias: false,
+        head: scbert::Head::Cell {
+            classes: CLASSES,
+            hidden: [512, 128],
+        },
+        freeze: scbert::FreezeRule::Adapters,
+        adapters: vec![AdapterOptions::Encoder(EncoderOptions {
+            layers: LayerSelection::All,
+            mlp_ratio: 0.5,
+            skip_connect: true,
+            placement: Placement::AfterNorm,
+            zero_init: false,
+        })],
+    }
 }
 
 fn blueprint(row: &Row) -> Blueprint {
@@ -135,12 +186,15 @@ fn blueprint(row: &Row) -> Blueprint {
 }
 
 /// A micro-batch of cells of these lengths.
-fn micro_batch(lengths: &[usize]) -> MicroBatch {
+fn micro_batch(row: &Row, lengths: &[usize]) -> MicroBatch {
+    // Bins 0 to 5, or genes.
+    let (first, different) = if row.is_scbert() { (0, 6) } else { (3, 20_000) };
     let len = lengths.iter().copied().max().unwrap_or(0);
     let mut gene_ids = vec![PAD; lengths.len() * len];
     for (cell, &length) in lengths.iter().enumerate() {
         for place in 0..length {
-            gene_ids[cell * len + place] = 3 + ((cell * 7919 + place * 104_729) % 20_000) as i32;
+            gene_ids[cell * len + place] =
+                first + ((cell * 7919 + place * 104_729) % different) as i32;
         }
     }
     let labels = (0..lengths.len() as i64).map(|c| c % CLASSES).collect();
@@ -177,14 +231,10 @@ fn batches(row: &Row, steps: usize, file: Option<&str>) -> Vec<Vec<usize>> {
 fn measure(row: &Row, steps: usize, file: Option<&str>) {
     device::set_threads(THREADS);
     let task = task();
-    let blueprint = blueprint(row);
+    let blueprint = architecture(row);
     let unfrozen = blueprint.unfreezes().expect("a valid blueprint");
     let layout = Layout {
-        tail: tail_len(
-            &task,
-            Architecture::norm(&blueprint),
-            row.model.shape.d_model as usize,
-        ),
+        tail: tail_len(&task, blueprint.norm(), row.model.shape.d_model as usize),
         precision: if row.bf16 {
             Precision::Bf16
         } else {
@@ -195,7 +245,14 @@ fn measure(row: &Row, steps: usize, file: Option<&str>) {
     let specs = blueprint.specs().expect("a valid blueprint");
     let trains = |s: &TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
     let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
-    let model = blueprint.bind_model(&params, ExecutorKind::Plain);
+    let model = blueprint.bind_model(
+        &params,
+        if row.is_scbert() {
+            ExecutorKind::Recompute
+        } else {
+            ExecutorKind::Plain
+        },
+    );
     let model = model.expect("a bound model");
     let options = AdamOptions {
         beta1: 0.9,
@@ -225,7 +282,7 @@ fn measure(row: &Row, steps: usize, file: Option<&str>) {
             planned_steps: 1000,
         },
         dropout: Dropout {
-            residual: 0.02,
+            residual: if row.is_scbert() { 0.0 } else { 0.02 },
             attention: 0.0,
         },
         clip_norm: 1.0,
@@ -237,7 +294,7 @@ fn measure(row: &Row, steps: usize, file: Option<&str>) {
     let (mut wall, mut cpu) = (Vec::new(), Vec::new());
     // The first step warms up.
     for (step, lengths) in std::iter::once(&batches[0]).chain(&batches).enumerate() {
-        let batch = batch(vec![micro_batch(lengths)], lengths.len());
+        let batch = batch(vec![micro_batch(row, lengths)], lengths.len());
         let (begun, used) = (Instant::now(), cpu_seconds());
         let report = stepper.step(&world, step as u64, &batch, Asked::default());
         let report = report.expect("a step");
@@ -320,7 +377,7 @@ fn main() {
         if !row.name().contains(only) || (row.lengths && file.is_none()) {
             continue;
         }
-        if let Some(python) = python {
+        if let Some(python) = python.filter(|_| !row.is_scbert()) {
             print(row, "transformers + peft", peer(row, steps, file, python));
         }
         print(row, "scpeft", ours(row, index, steps, file));

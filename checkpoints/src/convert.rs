@@ -6,26 +6,30 @@ use scpeft_checkpoint::published::geneformer::genes::Pickles;
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
 };
+use scpeft_checkpoint::published::scbert::{self, ScbertWeights};
 use scpeft_checkpoint::published::scgpt::{ScgptArgs, Vocabulary, wanted_shapes};
 use scpeft_checkpoint::run::verify_checkpoint;
 use scpeft_checkpoint::{
-    CheckpointStore, Error, GeneformerDirectory, HostTensor, ScgptDirectory, TensorFile, fsx,
-    read_adapter, write_safetensors,
+    CheckpointStore, Error, GeneformerDirectory, HostTensor, ScbertDirectory, ScgptDirectory,
+    TensorFile, fsx, peft, read_adapter, write_safetensors,
 };
 
 use crate::inspect::Kind;
 
-/// Dictionaries of genes that the command line names.
+/// Dictionaries and lists of genes that the command line names.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GivenPickles {
     pub(crate) tokens: Option<PathBuf>,
     pub(crate) medians: Option<PathBuf>,
     pub(crate) other_names: Option<PathBuf>,
+    pub(crate) panel: Option<PathBuf>,
 }
 
 /// Converts a tensor file to safetensors, or a published directory to our form.
 pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Result<String, Error> {
     let count = match Kind::of(input)? {
+        Kind::File if pickles.panel.is_some() => scbert_directory(input, output, pickles.panel)?,
+        Kind::Scbert => scbert_directory(input, output, pickles.panel)?,
         Kind::File => {
             fsx::refuse_existing(output)?;
             let file = TensorFile::open(input)?;
@@ -54,6 +58,42 @@ pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Res
     Ok(format!("{}: {count} tensors\n", output.display()))
 }
 
+/// Puts the weights of an scBERT and the genes of its panel into one directory; returns the number of
+/// tensors. `input` is a file of weights, or a directory with one and perhaps the genes.
+fn scbert_directory(input: &Path, output: &Path, panel: Option<PathBuf>) -> Result<usize, Error> {
+    fsx::refuse_existing(output)?;
+    let file = if input.is_file() {
+        input.to_owned()
+    } else {
+        let names = ["model.safetensors", scbert::PUBLISHED];
+        let mut found = names.map(|name| input.join(name)).into_iter();
+        found
+            .find(|path| path.is_file())
+            .ok_or_else(|| Error::MissingFile {
+                dir: input.to_owned(),
+                wanted: names.join(" or "),
+                help: "name the file of weights itself",
+            })?
+    };
+    let panel = panel.unwrap_or_else(|| input.join(scbert::GENES));
+    if !panel.is_file() {
+        return Err(Error::MissingFile {
+            dir: input.to_owned(),
+            wanted: scbert::GENES.to_owned(),
+            help: "the genes of the panel are no part of the weights: write the columns of \
+                   panglao_human.h5ad in their order into a text, one a line, and name it with \
+                   `--panel TEXT`",
+        });
+    }
+    let weights = ScbertWeights::open(&file)?;
+    weights.file().verify()?;
+    let genes = scbert::read_genes(&panel)?;
+    scbert::check_panel(&panel, &genes, weights.config())?;
+    let tensors = named(weights.tensors());
+    ScbertDirectory::write(output, weights.config(), &genes, &tensors)?;
+    Ok(tensors.len())
+}
+
 /// Puts published weights and dictionaries into one directory; returns the number of tensors.
 fn geneformer_directory(
     input: &Path,
@@ -69,6 +109,7 @@ fn geneformer_directory(
         tokens,
         medians,
         other_names,
+        ..
     } = pickles;
     let converted = tokens.is_none() && medians.is_none() && other_names.is_none();
     let genes = match GeneDictionaries::read(input) {
@@ -107,6 +148,9 @@ pub(crate) fn choose_checkpoint(run: &Path) -> Result<PathBuf, Error> {
 pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> {
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
+    if backbone.join(scbert::CONFIG).is_file() {
+        return export_scbert(checkpoint, output);
+    }
     if backbone.join(geneformer::CONFIG).is_file() {
         return export_geneformer(checkpoint, &backbone, output);
     }
@@ -147,6 +191,38 @@ fn export_geneformer(checkpoint: &Path, backbone: &Path, output: &Path) -> Resul
     ))
 }
 
+/// Writes the model of a run on an scBERT, adapters and all, as one file with the names of the scPEFT
+/// reference: vectors of genes and directions never train and come from the backbone.
+fn export_scbert(checkpoint: &Path, output: &Path) -> Result<String, Error> {
+    fsx::refuse_existing(output)?;
+    let dir = checkpoint.join("adapter");
+    let (config, tensors) = read_adapter(&dir)?;
+    let record = config.scpeft.unwrap_or_default();
+    let named = config.base_model_name_or_path.unwrap_or_default();
+    let refuse = |reason: String| {
+        Err(Error::Content {
+            path: dir.clone(),
+            reason,
+            help: Some(
+                "vectors of genes and random features never train and are in no checkpoint: only a \
+                 run on a `backbone.path` that is still there can be exported",
+            ),
+        })
+    };
+    if !Path::new(&named).is_dir() {
+        return refuse(format!("its backbone `{named}` is no directory"));
+    }
+    let backbone = ScbertDirectory::open(Path::new(&named))?;
+    if backbone.fingerprint() != record.backbone_fingerprint {
+        return refuse(format!("its backbone `{named}` has other weights now"));
+    }
+    let tensors = peft::from_file_layout(&record.adapters, tensors)?;
+    let whole = scbert::tuned::whole(&backbone, tensors);
+    let whole: Vec<_> = whole.into_iter().collect();
+    write_safetensors(output, &whole)?;
+    Ok(format!("{}: {} tensors\n", output.display(), whole.len()))
+}
+
 /// `backbone/` of the run that the checkpoint belongs to.
 fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
     let missing = |dir: &Path, wanted: &str| Error::MissingFile {
@@ -163,7 +239,11 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .ancestors()
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
-    if run.join("backbone").join(geneformer::CONFIG).is_file() {
+    let marks = [geneformer::CONFIG, scbert::CONFIG];
+    if marks
+        .iter()
+        .any(|name| run.join("backbone").join(name).is_file())
+    {
         return Ok(run.join("backbone"));
     }
     for name in ["backbone/args.json", "backbone/vocab.json"] {

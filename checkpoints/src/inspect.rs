@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
 };
+use scpeft_checkpoint::published::scbert::{self, ScbertConfig, ScbertWeights};
 use scpeft_checkpoint::published::scpeft::{self, Assumptions, Survey};
 use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
 use scpeft_checkpoint::{
-    CheckpointStore, Dtype, Error, GeneformerDirectory, ScgptDirectory, TensorFile, fingerprint,
-    peft, read_adapter,
+    CheckpointStore, Dtype, Error, GeneformerDirectory, ScbertDirectory, ScgptDirectory,
+    TensorFile, fingerprint, peft, read_adapter,
 };
 use serde_json::{Value, json};
 
@@ -27,6 +28,8 @@ pub(crate) enum Kind {
     Backbone,
     /// A Geneformer backbone directory, published or converted.
     Geneformer,
+    /// An scBERT backbone directory, converted or with the published file.
+    Scbert,
     /// A tensor file.
     File,
 }
@@ -44,6 +47,8 @@ impl Kind {
             Ok(Self::Checkpoint)
         } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
             Ok(Self::Adapter)
+        } else if has(scbert::CONFIG) || has(scbert::PUBLISHED) {
+            Ok(Self::Scbert)
         } else if has(geneformer::CONFIG) && !has("args.json") {
             Ok(Self::Geneformer)
         } else if [
@@ -192,6 +197,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
         Kind::Adapter => inspect_adapter(path),
         Kind::Backbone => inspect_backbone(path),
         Kind::Geneformer => inspect_geneformer(path),
+        Kind::Scbert => inspect_scbert(path),
         Kind::File => inspect_file(path),
     }
 }
@@ -199,7 +205,9 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
 fn inspect_file(path: &Path) -> Result<Found, Error> {
     let file = TensorFile::open(path)?;
     let fine_tuned = scpeft::is_fine_tuned(&file);
-    let kind = if fine_tuned {
+    let kind = if scbert::is_scbert(&file) {
+        "scBERT weights"
+    } else if fine_tuned {
         "scPEFT fine-tuned checkpoint"
     } else {
         "tensor file"
@@ -314,6 +322,34 @@ fn inspect_geneformer(path: &Path) -> Result<Found, Error> {
     Ok(found)
 }
 
+fn inspect_scbert(path: &Path) -> Result<Found, Error> {
+    let mut found = Found::new("scBERT backbone", path);
+    let weights = if path.join(scbert::CONFIG).exists() {
+        let opened = ScbertDirectory::open(path)?;
+        found.fact("genes", opened.genes().len());
+        ScbertWeights::open(opened.weights().file().path())?
+    } else {
+        ScbertWeights::open(&path.join(scbert::PUBLISHED))?
+    };
+    add_scbert(&mut found, weights.config(), weights.file());
+    found.fact("fingerprint", fingerprint(weights.tensors()));
+    found.add_file("", weights.file());
+    Ok(found)
+}
+
+fn add_scbert(found: &mut Found, config: &ScbertConfig, file: &TensorFile) {
+    found.fact("weights", file.path().display().to_string());
+    found.fact("format", file.format().to_string());
+    found.fact("tokens", config.tokens);
+    found.fact("d_model", config.d_model);
+    found.fact("n_heads", config.n_heads);
+    found.fact("d_head", config.d_head);
+    found.fact("d_hid", config.d_hid);
+    found.fact("n_layers", config.n_layers);
+    found.fact("random_features", config.n_features);
+    found.fact("positions", config.positions);
+}
+
 fn inspect_adapter(path: &Path) -> Result<Found, Error> {
     let (config, tensors) = read_adapter(path)?;
     let mut found = Found::new("adapter", path);
@@ -410,6 +446,12 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
                 "{shown}: ok, {} tensors\n",
                 backbone.weights().tensors().count()
             ))
+        }
+        Kind::Scbert => {
+            let backbone = ScbertDirectory::open(path)?;
+            backbone.weights().file().verify()?;
+            let count = backbone.weights().tensors().count();
+            Ok(format!("{shown}: ok, {count} tensors\n"))
         }
         Kind::File => {
             let file = TensorFile::open(path)?;

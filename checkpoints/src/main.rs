@@ -43,7 +43,8 @@ enum Command {
         path: PathBuf,
     },
     /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
-    /// and converted names (of a Geneformer also with its dictionaries), or a fine-tuned checkpoint of the scPEFT reference to an adapter.
+    /// and converted names (of a Geneformer also with its dictionaries), the weights of an scBERT and
+    /// the genes of its panel to such a directory, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
@@ -60,7 +61,8 @@ enum Command {
         #[command(flatten)]
         conversion: Conversion,
     },
-    /// Write the backbone of a run that trained all parameters as a published directory.
+    /// Write the backbone of a run that trained all parameters as a published directory; of a run on an
+    /// scBERT the whole model, adapters and all, as one file with the names of the scPEFT reference.
     #[command(after_help = exit::HELP)]
     Export {
         /// The run directory; its best checkpoint is taken, or the newest if none is marked best.
@@ -73,14 +75,14 @@ enum Command {
         /// A checkpoint directory inside a run directory.
         #[arg(long)]
         checkpoint: Option<PathBuf>,
-        /// The directory to create; it must not exist.
+        /// The directory, or the file, to create; it must not exist.
         #[arg(long)]
         output: PathBuf,
     },
 }
 
-/// The dictionaries of genes of a Geneformer, published as pickles apart from the weights. Those that
-/// lie beside the weights need not be named.
+/// The dictionaries of genes of a Geneformer, published as pickles apart from the weights, and the
+/// panel of an scBERT. Those that lie beside the weights need not be named.
 #[derive(Debug, Args)]
 struct Dictionaries {
     /// Of a Geneformer: token_dictionary….pkl.
@@ -92,6 +94,9 @@ struct Dictionaries {
     /// Of a Geneformer of the second generation: ensembl_mapping_dict….pkl.
     #[arg(long, value_name = "PICKLE", conflicts_with = "from_scpeft")]
     ensembl_map: Option<PathBuf>,
+    /// Of an scBERT: a text with the genes of its panel in their order, one a line.
+    #[arg(long, value_name = "TEXT", conflicts_with = "from_scpeft")]
+    panel: Option<PathBuf>,
 }
 
 impl Dictionaries {
@@ -104,6 +109,7 @@ impl Dictionaries {
             tokens: named(&self.tokens)?,
             medians: named(&self.medians)?,
             other_names: named(&self.ensembl_map)?,
+            panel: named(&self.panel)?,
         })
     }
 }

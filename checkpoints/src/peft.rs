@@ -17,7 +17,7 @@ use crate::safetensors_file::{borrowed, write_safetensors};
 use crate::tensor::{HostTensor, TensorFile};
 
 pub use layout::{from_file_layout, to_file_layout};
-pub use settings::{AdapterSettings, Placement, Target};
+pub use settings::{AdapterSettings, Naming, Placement, Target};
 
 /// File with the settings.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -306,6 +306,7 @@ mod tests {
             targets: vec![Target::Q, Target::V],
             train_qkv_bias: true,
             separate: false,
+            naming: crate::peft::Naming::Bert,
         }
     }
 

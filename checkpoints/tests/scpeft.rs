@@ -113,6 +113,7 @@ fn the_library_s_four_kinds_come_out_under_our_names_with_their_settings() {
                 targets: vec![Target::Q, Target::V],
                 train_qkv_bias: false,
                 separate: false,
+                naming: scpeft_checkpoint::peft::Naming::Bert,
             },
             AdapterSettings::Encoder {
                 layers: layers.clone(),

@@ -33,10 +33,10 @@ mod validate;
 pub use error::{At, ConfigError, ConfigErrors};
 pub use resolve::{Origin, Resolved, load, manual, resolve};
 pub use schema::{
-    AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, CellLayer, CellStyle,
-    CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice, EmbeddingNorm,
-    FreezeRule, GeneKey, Init, LayerRule, Layers, LogSection, MetricsSection, MvcStyle, Optimizer,
-    Placement, Precision, RunSection, Sampler, Schedule, Select, Shape, Shard, SinkKind, Storage,
-    Target, TaskKind, TaskSection, TrainSection, Trainable, Transport, ValueStyle, Vocab,
-    WatchdogSection,
+    AdapterKind, AdapterKinds, AdapterSection, Architecture, BackboneSection, BinScale, CellLayer,
+    CellStyle, CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice,
+    EmbeddingNorm, FreezeRule, GeneKey, Init, KeyMax, LayerRule, Layers, LogSection,
+    MetricsSection, MvcStyle, Optimizer, Placement, Precision, RunSection, Sampler, Schedule,
+    Select, Shape, Shard, SinkKind, Storage, Target, TaskKind, TaskSection, TrainSection,
+    Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
 };

@@ -469,6 +469,9 @@ fn the_presets_resolve() {
         [
             "geneformer-identification-encoder.toml",
             "geneformer-identification-lora.toml",
+            "scbert-identification-encoder.toml",
+            "scbert-identification-lora.toml",
+            "scbert-identification-token.toml",
             "scgpt-batch-correction.toml",
             "scgpt-identification-encoder.toml",
             "scgpt-identification-hybrid.toml",

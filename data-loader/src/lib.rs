@@ -40,6 +40,7 @@ pub use sampler::Sampler;
 pub use storage::StoreOptions;
 pub use tokenize::{
     Tokenizer,
+    panel::{BinScale, PanelTokenizer},
     rank::{self, RankDictionary, RankTokenizer},
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };

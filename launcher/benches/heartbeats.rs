@@ -4,6 +4,7 @@
 //! process of its own, whose CPU time and memory the kernel reports; each fake rank is a rank and its guard,
 //! which beat as real ones do. Also: how long `scpeft-launch` takes to start.
 
+use scpeft_launcher::board::Rank;
 use scpeft_launcher::server::{Reach, Server};
 use scpeft_protocol::heartbeat::{Address, Beater, Bye, Hello, Role};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -50,7 +51,8 @@ fn listen(ranks: u32) -> Result<(), Failure> {
         .build()?;
     runtime.block_on(async {
         let server = Server::open(Reach::Machine, ranks).await?;
-        println!("{} {}", server.address, server.token);
+        let token = server.begin_attempt()?;
+        println!("{} {token}", server.address);
         let (lines, mut asked) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             for line in std::io::stdin().lines().map_while(Result::ok) {
@@ -61,15 +63,18 @@ fn listen(ranks: u32) -> Result<(), Failure> {
             match line.as_str() {
                 "known" => println!("{}", server.board().ranks().count()),
                 "used" => println!("{} {}", cpu_seconds(), resident_kib()?),
-                "failure" => {
-                    server.begin_attempt();
+                line => {
+                    let Some(rank) = line.strip_prefix("end of ") else {
+                        break;
+                    };
+                    let rank: u32 = rank.parse()?;
                     println!("ready");
-                    while server.board().first_failure().is_none() {
-                        tokio::time::sleep(Duration::from_micros(200)).await;
+                    let ended = |r: &Rank| r.hello.rank == rank && r.bye.is_some();
+                    while !server.board().ranks().any(ended) {
+                        tokio::time::sleep(Duration::from_millis(1)).await;
                     }
                     println!("seen");
                 }
-                _ => break,
             }
         }
         Ok(())
@@ -172,9 +177,9 @@ fn measure(ranks: u32) -> Result<(), Failure> {
 
     let mut delays = Vec::new();
     for end in 0..ENDS {
-        let guard = listener.beater(end % ranks, Role::Guard)?;
+        let guard = listener.beater(ranks + end, Role::Guard)?;
         std::thread::sleep(Duration::from_millis(300));
-        listener.ask("failure")?;
+        listener.ask(&format!("end of {}", ranks + end))?;
         let bye = Bye {
             code: 137,
             ..Bye::default()

@@ -8,6 +8,8 @@ use crate::guard::hostname;
 use scpeft_protocol::heartbeat::{
     Address, Command, HeartbeatError, Hello, Lines, Message, Role, decode, encode,
 };
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::DirBuilder;
 use std::io::{self, Read as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -40,17 +42,34 @@ pub enum Reach {
 pub struct Server {
     /// Where ranks find it.
     pub address: Address,
-    /// What they must know.
-    pub token: String,
     shared: Shared,
     listening: tokio::task::JoinHandle<()>,
     folder: Option<PathBuf>,
 }
 
+/// One start of the ranks. Each has a token of its own, so that what is left of an earlier start is
+/// not taken for it.
+#[derive(Debug)]
+struct Attempt {
+    token: String,
+    board: Board,
+    /// Connections of each rank and its guard; they end with the processes.
+    open: BTreeMap<u32, usize>,
+}
+
+impl Attempt {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            token: secret()?,
+            board: Board::default(),
+            open: BTreeMap::new(),
+        })
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Shared {
-    board: Arc<Mutex<Board>>,
-    token: Arc<str>,
+    attempt: Arc<Mutex<Attempt>>,
     places: Arc<Semaphore>,
     saves: Arc<watch::Sender<u64>>,
 }
@@ -62,14 +81,14 @@ pub struct Ranks(Shared);
 impl Ranks {
     /// What is known of them.
     pub fn board(&self) -> Board {
-        self.0.lock().clone()
+        self.0.lock().board.clone()
     }
 
     /// Asks for a checkpoint after the present step; false when rank 0 is not there to hear it.
     pub fn save(&self) -> bool {
         let listens =
             |rank: &Rank| rank.hello.rank == 0 && rank.spoke.is_some() && rank.bye.is_none();
-        let there = self.0.lock().ranks().any(listens);
+        let there = self.0.lock().board.ranks().any(listens);
         if there {
             self.0.saves.send_modify(|number| *number += 1);
         }
@@ -83,10 +102,8 @@ impl Server {
     /// # Errors
     /// When no socket can be opened.
     pub async fn open(reach: Reach, ranks: u32) -> io::Result<Self> {
-        let token = secret()?;
         let shared = Shared {
-            board: Arc::default(),
-            token: token.as_str().into(),
+            attempt: Arc::new(Mutex::new(Attempt::new()?)),
             places: Arc::new(Semaphore::new(2 * ranks as usize + SPARE)),
             saves: Arc::default(),
         };
@@ -126,7 +143,6 @@ impl Server {
         };
         Ok(Self {
             address,
-            token,
             shared,
             listening,
             folder,
@@ -148,8 +164,15 @@ impl Server {
     }
 
     /// What is known of the ranks.
-    pub fn board(&self) -> MutexGuard<'_, Board> {
-        self.shared.lock()
+    pub fn board(&self) -> Board {
+        self.shared.lock().board.clone()
+    }
+
+    /// Ranks of this attempt, without those of `lost`, whose processes have not all ended.
+    pub fn still_there(&self, lost: &[u32]) -> Vec<u32> {
+        let attempt = self.shared.lock();
+        let ranks = attempt.open.keys().copied();
+        ranks.filter(|rank| !lost.contains(rank)).collect()
     }
 
     /// The ranks, for somebody beside the session.
@@ -157,9 +180,15 @@ impl Server {
         Ranks(self.shared.clone())
     }
 
-    /// Forgets the ranks of the last attempt.
-    pub fn begin_attempt(&self) {
-        *self.board() = Board::default();
+    /// Forgets the ranks of the last attempt, and returns what those of the next one must know.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes.
+    pub fn begin_attempt(&self) -> io::Result<String> {
+        let attempt = Attempt::new()?;
+        let token = attempt.token.clone();
+        *self.shared.lock() = attempt;
+        Ok(token)
     }
 }
 
@@ -173,8 +202,8 @@ impl Drop for Server {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Attempt> {
+        self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Serves a connection on a task of its own, unless there are too many.
@@ -185,35 +214,65 @@ impl Shared {
         let shared = self.clone();
         tokio::spawn(async move {
             let _place = place;
+            let mut hello = None;
             // A connection that ends, in whatever way, concerns nobody else.
-            let _ = shared.serve(stream).await;
+            let _ = shared.serve(stream, &mut hello).await;
+            if let Some(hello) = hello {
+                shared.forget(&hello);
+            }
         });
+    }
+
+    /// Takes in a message on a connection that said `hello` before, if it has: the first message must
+    /// be one that this attempt admits.
+    fn hear(&self, hello: &mut Option<Hello>, message: Message) -> Result<(), HeartbeatError> {
+        let mut attempt = self.lock();
+        if let Message::Hello(said) = &message {
+            said.admit(&attempt.token)?;
+            match hello {
+                // Another rank or role would be another connection.
+                Some(first) if (first.rank, first.role) != (said.rank, said.role) => {
+                    return Err(HeartbeatError::Token);
+                }
+                Some(first) => first.clone_from(said),
+                None => {
+                    *attempt.open.entry(said.rank).or_default() += 1;
+                    *hello = Some(said.clone());
+                }
+            }
+        }
+        let hello = hello.as_ref().ok_or(HeartbeatError::Token)?;
+        hello.admit(&attempt.token)?;
+        attempt.board.hear(hello, message, Instant::now());
+        Ok(())
+    }
+
+    /// A connection has ended that said `hello`, maybe to an earlier attempt.
+    fn forget(&self, hello: &Hello) {
+        let mut attempt = self.lock();
+        if hello.admit(&attempt.token).is_err() {
+            return;
+        }
+        if let Entry::Occupied(mut open) = attempt.open.entry(hello.rank) {
+            *open.get_mut() -= 1;
+            if *open.get() == 0 {
+                open.remove();
+            }
+        }
     }
 
     async fn serve(
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        hello: &mut Option<Hello>,
     ) -> Result<(), HeartbeatError> {
         let mut saves = self.saves.subscribe();
         let mut lines = Lines::default();
         let mut buffer = [0; 4096];
-        let mut hello: Option<Hello> = None;
         let begun = Instant::now();
         loop {
             while let Some(line) = lines.next_line()? {
-                let message: Message = decode(line)?;
-                if let Message::Hello(said) = &message {
-                    said.admit(&self.token)?;
-                    match &hello {
-                        // Another rank or role would be another connection.
-                        Some(first) if (first.rank, first.role) != (said.rank, said.role) => {
-                            return Ok(());
-                        }
-                        _ => hello = Some(said.clone()),
-                    }
-                }
-                let hello = hello.as_ref().ok_or(HeartbeatError::Token)?;
-                self.lock().hear(hello, message, Instant::now());
+                self.hear(hello, decode(line)?)?;
             }
             let patience = match hello {
                 Some(_) => PATIENCE,
@@ -315,7 +374,8 @@ mod tests {
                     role: Role::Guard,
                     ..Hello::default()
                 };
-                let start = |hello| Beater::start(address.clone(), server.token.clone(), hello);
+                let token = server.begin_attempt().unwrap();
+                let start = |hello| Beater::start(address.clone(), token.clone(), hello);
                 let (rank, guard) = (start(Hello::default()).unwrap(), start(hello).unwrap());
                 rank.update(|beat| beat.step = 9);
                 until(|| server.board().reached().step == 9).await;
@@ -326,9 +386,36 @@ mod tests {
                 let saying = std::thread::spawn(move || guard.finish(end));
                 until(|| server.board().first_failure().is_some()).await;
                 saying.join().unwrap();
-                server.begin_attempt();
+                assert_eq!(server.still_there(&[]), [0], "the rank itself is there");
+                assert!(server.still_there(&[0]).is_empty());
+                drop(rank);
+                until(|| server.still_there(&[]).is_empty()).await;
+                server.begin_attempt().unwrap();
                 assert!(!server.board().has_started());
             }
+        });
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_start_is_not_heard() {
+        within_runtime(async {
+            let server = Server::open(Reach::Machine, 1).await.unwrap();
+            let token = server.begin_attempt().unwrap();
+            let start = |token: &str| {
+                Beater::start(server.address.clone(), token.into(), Hello::default()).unwrap()
+            };
+            let old = start(&token);
+            until(|| server.board().has_started()).await;
+            let token = server.begin_attempt().unwrap();
+            let new = start(&token);
+            until(|| server.board().has_started()).await;
+            old.update(|beat| beat.step = 9);
+            new.update(|beat| beat.step = 2);
+            until(|| server.board().reached().step == 2).await;
+            let leaving = std::thread::spawn(move || drop(old));
+            until(|| leaving.is_finished()).await;
+            assert_eq!(server.still_there(&[]), [0]);
+            assert_eq!(server.board().reached().step, 2);
         });
     }
 
@@ -336,6 +423,7 @@ mod tests {
     fn a_save_is_asked_of_rank_0_alone() {
         within_runtime(async {
             let server = Server::open(Reach::Machine, 2).await.unwrap();
+            let token = server.begin_attempt().unwrap();
             let ranks = server.ranks();
             assert!(!ranks.save(), "nobody is there");
             let start = |rank| {
@@ -343,7 +431,7 @@ mod tests {
                     rank,
                     ..Hello::default()
                 };
-                Beater::start(server.address.clone(), server.token.clone(), hello).unwrap()
+                Beater::start(server.address.clone(), token.clone(), hello).unwrap()
             };
             let (first, second) = (start(0), start(1));
             until(|| server.board().ranks().filter(|r| r.spoke.is_some()).count() == 2).await;
@@ -365,6 +453,7 @@ mod tests {
     fn whoever_breaks_the_rules_is_cut_off_and_changes_nothing() {
         within_runtime(async {
             let server = Server::open(Reach::Machine, 1).await.unwrap();
+            let token = server.begin_attempt().unwrap();
             let hello = |token: &str, rank| {
                 encode(&Message::Hello(Hello {
                     version: scpeft_protocol::heartbeat::VERSION,
@@ -377,7 +466,7 @@ mod tests {
                 step: 5,
                 ..Beat::default()
             }));
-            let good = hello(&server.token, 0);
+            let good = hello(&token, 0);
             for lines in [
                 hello("wrong", 0) + &beat,
                 hello("", 0) + &beat,
@@ -389,7 +478,7 @@ mod tests {
                 assert!(!server.board().has_started(), "{lines}");
             }
             assert!(is_cut_off(raw(&server), &(good.clone() + "{\"kind\":\"beat\"}\n")).await);
-            assert!(is_cut_off(raw(&server), &(good + &hello(&server.token, 1))).await);
+            assert!(is_cut_off(raw(&server), &(good + &hello(&token, 1))).await);
             assert_eq!(server.board().reached().step, 0);
             assert_eq!(server.board().ranks().count(), 1);
         });
@@ -442,7 +531,7 @@ mod tests {
                 folder.metadata().unwrap().permissions().mode() & 0o777,
                 0o700
             );
-            assert_eq!(server.token.len(), 32);
+            assert_eq!(server.begin_attempt().unwrap().len(), 32);
             drop(server);
             assert!(!folder.exists());
         });

@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// How long the last words of guards may take to arrive after everything has ended.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long the ranks within reach may take to end when others were cut off.
+const LAST_PROCESSES: Duration = Duration::from_secs(15);
 
 /// What to run and how far to go for it.
 #[derive(Debug)]
@@ -133,7 +135,9 @@ impl Session {
         requests: &mut Requests,
         say: fn(&str),
     ) -> anyhow::Result<(Ended, Vec<Silent>)> {
-        server.begin_attempt();
+        let token = server
+            .begin_attempt()
+            .context("cannot make a token for the ranks")?;
         let mut cut_off = Vec::new();
         let watch = async {
             match self.reach {
@@ -148,11 +152,14 @@ impl Session {
         };
         let environment = [
             (ADDRESS_VARIABLE, server.address.to_string()),
-            (TOKEN_VARIABLE, server.token.clone()),
+            (TOKEN_VARIABLE, token),
         ];
         let ended = supervise::run(line, &environment, self.grace, requests, watch, say)
             .await
             .with_context(|| format!("cannot run `{}`", line.program.display()))?;
+        if !cut_off.is_empty() {
+            see_off(server, &cut_off, say).await;
+        }
         // What guards said last may still be in their sockets.
         let deadline = Instant::now() + LAST_WORDS;
         while !ended.status.success()
@@ -233,6 +240,29 @@ impl Session {
             checkpoint_step: told.checkpoint_step.max(on_disk),
             step: told.step.max(on_disk),
         }
+    }
+}
+
+/// Waits for the ranks within reach to end after `mpirun` was killed, which its daemons notice by
+/// themselves: another start beside them would write the same run directory.
+async fn see_off(server: &Server, cut_off: &[Silent], say: fn(&str)) {
+    let lost: Vec<u32> = cut_off.iter().flat_map(|s| s.ranks.clone()).collect();
+    let deadline = Instant::now() + LAST_PROCESSES;
+    loop {
+        let left = server.still_there(&lost);
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() >= deadline {
+            let ranks: Vec<String> = left.iter().map(u32::to_string).collect();
+            let waited = LAST_PROCESSES.as_secs();
+            say(&format!(
+                "ranks {} have not ended in {waited} s",
+                ranks.join(", ")
+            ));
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

@@ -101,8 +101,8 @@ fn a_host_that_is_cut_off_is_named_and_left_out() {
     wait_until("the other host goes on", || {
         loss_curve_len(&run) >= before + 20
     });
-    // What is left of the first start may take a moment more to end.
-    wait_until("one rank is left", || rank_pids(&run).len() == 1);
+    // Nothing of the first start was left when the second began.
+    assert_eq!(rank_pids(&run).len(), 1);
     scpeft_tests::train::signal(launcher.id(), "TERM");
     let code = wait(&mut launcher).code();
     let told = std::fs::read_to_string(told).unwrap();

@@ -1,6 +1,6 @@
 //! A LoRA run in Hugging Face PEFT: every tensor finds its place, and PEFT predicts what we predict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,12 +9,13 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Float32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use safetensors::tensor::{Dtype, TensorView};
+use scpeft_checkpoint::published::geneformer::GeneDictionaries;
 use scpeft_data::{
-    Corpus, GeneKey, Loader, LoaderOptions, MicroBatch, ScgptOptions, ScgptTokenizer, Selection,
-    Vocab,
+    Corpus, GeneKey, Loader, LoaderOptions, MicroBatch, RankDictionary, RankTokenizer,
+    ScgptOptions, ScgptTokenizer, Selection, Tokenizer, Vocab,
 };
 use scpeft_tests::corpus::Plan;
-use scpeft_tests::train::{Lab, on_ranks, text};
+use scpeft_tests::train::{Lab, on_ranks, set, text};
 use serde_json::{Value, json};
 
 use crate::run_script;
@@ -24,22 +25,21 @@ const ALL: usize = 1000;
 
 /// Pretrains a backbone and exports it in the published form.
 fn pretrain(lab: &Lab) -> std::path::PathBuf {
-    let pretrained = lab.train(
-        1,
-        "pretrained",
+    export(
+        lab,
         &[
-            "--set",
             "task.kind=masked-expression",
-            "--set",
             "task.trainable=all",
-            "--set",
             "adapter.kind=none",
-            "--set",
             "data.mask_ratio=0.4",
-            "--set",
             "train.epochs=2",
         ],
-    );
+    )
+}
+
+/// Trains every parameter and exports the backbone in the published form.
+fn export(lab: &Lab, settings: &[&str]) -> std::path::PathBuf {
+    let pretrained = lab.train(1, "pretrained", &set(settings));
     let backbone = lab.path("backbone");
     let export = std::process::Command::new(scpeft_tests::binary("scpeft-checkpoint"))
         .arg("export")
@@ -53,8 +53,8 @@ fn pretrain(lab: &Lab) -> std::path::PathBuf {
     backbone
 }
 
-/// The cells of the validation split as tokens of the backbone, padded to the longest.
-fn tokens(lab: &Lab, backbone: &Path, seed: u64) -> MicroBatch {
+/// The cells of the validation split as tokens of an scGPT, padded to the longest.
+fn scgpt_tokens(lab: &Lab, backbone: &Path, seed: u64) -> MicroBatch {
     let corpus = Arc::new(Corpus::open(&lab.corpus).unwrap());
     let read = |name| -> Value {
         serde_json::from_slice(&std::fs::read(backbone.join(name)).unwrap()).unwrap()
@@ -75,13 +75,30 @@ fn tokens(lab: &Lab, backbone: &Path, seed: u64) -> MicroBatch {
         ..ScgptOptions::for_values(kind)
     };
     let tokenizer = ScgptTokenizer::new(&vocab, genes, kind, options).unwrap();
+    batch(corpus, Arc::new(tokenizer))
+}
+
+/// The same as tokens of a Geneformer.
+fn geneformer_tokens(lab: &Lab, backbone: &Path, max_len: usize) -> MicroBatch {
+    let corpus = Arc::new(Corpus::open(&lab.corpus).unwrap());
+    let genes = GeneDictionaries::read(backbone).unwrap();
+    let tokens = genes.tokens().iter().map(|(t, &id)| (t.clone(), id as i32));
+    let medians = genes.medians().iter().map(|(g, &m)| (g.clone(), m));
+    let dictionary =
+        RankDictionary::new(tokens.collect(), medians.collect(), HashMap::new()).unwrap();
+    let (genes, kind) = (corpus.genes(), corpus.value_kind());
+    let tokenizer = RankTokenizer::new(&dictionary, genes, GeneKey::Auto, kind, max_len).unwrap();
+    batch(corpus, Arc::new(tokenizer))
+}
+
+fn batch(corpus: Arc<Corpus>, tokenizer: Arc<dyn Tokenizer>) -> MicroBatch {
     let selection = Selection::where_equals(&corpus, "split", &["valid"]).unwrap();
     let options = LoaderOptions {
         batch_cells: ALL,
         micro_batch_cells: ALL,
         ..LoaderOptions::default()
     };
-    let loader = Loader::new(corpus, selection, Arc::new(tokenizer), options).unwrap();
+    let loader = Loader::new(corpus, selection, tokenizer, options).unwrap();
     let mut step = loader.epoch(0, 0).next().unwrap().unwrap();
     step.micro.remove(0)
 }
@@ -155,13 +172,35 @@ fn peft_loads_a_lora_run_and_predicts_the_same() {
     let latest = std::fs::read_to_string(run.join("LATEST")).unwrap();
     let adapter = run.join("checkpoints").join(latest.trim()).join("adapter");
     let file = lab.path("tokens.safetensors");
-    write_tokens(&file, &tokens(&lab, &backbone, 3));
+    write_tokens(&file, &scgpt_tokens(&lab, &backbone, 3));
     let found = run_script("peft_lora.py", &[&backbone, &adapter, &file]);
+    check(&lab, &run, &found);
+}
 
+#[test]
+fn peft_loads_a_lora_run_on_a_geneformer_and_predicts_the_same() {
+    let lab = Lab::new(&Plan::default());
+    let common = ["backbone.architecture=geneformer", "data.max_len=32"];
+    let whole = ["task.trainable=all", "adapter.kind=none", "train.epochs=3"];
+    let backbone = export(&lab, &[&common[..], &whole].concat());
+    lab.use_backbone(&backbone);
+    // PEFT has no place for the bias of a key that LoRA does not update.
+    let own = ["adapter.train_qkv_bias=false", "train.epochs=6"];
+    let run = lab.train(1, "run", &set(&[&common[..], &own].concat()));
+    let latest = std::fs::read_to_string(run.join("LATEST")).unwrap();
+    let adapter = run.join("checkpoints").join(latest.trim()).join("adapter");
+    let file = lab.path("tokens.safetensors");
+    write_tokens(&file, &geneformer_tokens(&lab, &backbone, 32));
+    let found = run_script("peft_geneformer.py", &[&backbone, &adapter, &file]);
+    check(&lab, &run, &found);
+}
+
+/// What PEFT found is all of the adapter, and predicts what we predict.
+fn check(lab: &Lab, run: &Path, found: &Value) {
     for list in ["missing", "extra", "different"] {
         assert_eq!(found[list], json!([]), "{list}");
     }
-    let expected = predict(&lab, &run);
+    let expected = predict(lab, run);
     let distance = |name: &str| distance(&found[name], &found["cells"], &expected);
     assert!(distance("adapted") < 1e-5, "{}", distance("adapted"));
     assert!(distance("merged") < 1e-5, "{}", distance("merged"));

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use scpeft_checkpoint::peft::{AdapterSettings, ScpeftRecord, Target, drug};
+use scpeft_checkpoint::peft::{AdapterSettings, Naming, ScpeftRecord, Target, drug};
 use scpeft_checkpoint::{AdapterConfig, HostTensor, peft, read_adapter, write_adapter};
 use scpeft_config::Config;
 use scpeft_model::adapter::{
@@ -152,14 +152,18 @@ fn head_module(name: &str) -> Option<&str> {
 
 /// The adapters of a run as files name them.
 fn describe(config: &Config, n_layers: usize) -> Result<Vec<AdapterSettings>> {
-    let separate = backbone::names(config.backbone.architecture).separate;
+    let modules = backbone::names(config.backbone.architecture).projections;
     settings::adapters(config)
         .iter()
-        .map(|options| one(options, n_layers, separate))
+        .map(|options| one(options, n_layers, modules))
         .collect()
 }
 
-fn one(options: &AdapterOptions, n_layers: usize, separate: bool) -> Result<AdapterSettings> {
+fn one(
+    options: &AdapterOptions,
+    n_layers: usize,
+    modules: Option<[&'static str; 3]>,
+) -> Result<AdapterSettings> {
     let resolve = |layers: &LayerSelection| Ok::<_, Failure>(layers.resolve(n_layers)?);
     Ok(match options {
         AdapterOptions::Encoder(o) => AdapterSettings::Encoder {
@@ -190,7 +194,12 @@ fn one(options: &AdapterOptions, n_layers: usize, separate: bool) -> Result<Adap
             lora_alpha: o.lora_alpha,
             targets: targets(&o.targets),
             train_qkv_bias: o.train_qkv_bias,
-            separate,
+            separate: modules.is_some(),
+            naming: if modules.is_some_and(|[q, ..]| q == Naming::Performer.module(Target::Q)) {
+                Naming::Performer
+            } else {
+                Naming::Bert
+            },
         },
         AdapterOptions::Hra(o) => AdapterSettings::Hra {
             layers: resolve(&o.layers)?,

@@ -383,6 +383,7 @@ impl Assembly {
             .map(|(name, tensor, role, trains)| {
                 let trains = match (role, trains) {
                     (Role::Buffer, _) => "statistic",
+                    (Role::Constant, _) => "constant",
                     (_, true) => "yes",
                     (_, false) => "no",
                 };
@@ -520,7 +521,7 @@ fn compare(weights: &dyn Weights, specs: &[TensorSpec]) -> Result<LoadReport> {
     report.require_complete(&what, |name| {
         shapes
             .iter()
-            .any(|(s, _)| s.name == name && s.role == Role::Backbone)
+            .any(|(s, _)| s.name == name && matches!(s.role, Role::Backbone | Role::Constant))
     })?;
     Ok(report)
 }
@@ -555,7 +556,7 @@ impl<'a> FreezeRule<'a> {
     pub(crate) fn trains(&self, spec: &TensorSpec) -> bool {
         let (architecture, purpose) = (self.architecture, self.purpose);
         match (spec.role, self.trainable) {
-            (Role::Buffer, _) => false,
+            _ if !spec.may_train() => false,
             (_, Trainable::All) => true,
             (role, Trainable::Head) => {
                 role == Role::Head && architecture.trains_beside(purpose, &spec.name)

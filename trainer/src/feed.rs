@@ -50,6 +50,11 @@ impl Feed {
         })
     }
 
+    /// Tokens of the longest cell there can be.
+    pub fn longest(&self) -> usize {
+        self.tokenizer.most_tokens(self.overlap.matched)
+    }
+
     /// Id of `<pad>`.
     pub fn pad_id(&self) -> i32 {
         self.tokenizer.pad_id()

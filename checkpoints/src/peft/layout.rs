@@ -137,6 +137,7 @@ mod tests {
             targets: targets.to_vec(),
             train_qkv_bias: true,
             separate: false,
+            naming: crate::peft::Naming::Bert,
         }
     }
 
@@ -215,6 +216,7 @@ mod tests {
             targets: vec![Target::Q, Target::V],
             train_qkv_bias: true,
             separate: true,
+            naming: crate::peft::Naming::Bert,
         }];
         let named = |end: &str| format!("bert.encoder.layer.1.attention.self.{end}");
         let ends = [

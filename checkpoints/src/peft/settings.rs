@@ -35,15 +35,6 @@ pub enum Target {
 impl Target {
     /// All parts in the order of their rows.
     pub const ALL: [Self; 3] = [Self::Q, Self::K, Self::V];
-
-    /// The module of the part, where it has one of its own.
-    pub fn module(self) -> &'static str {
-        match self {
-            Self::Q => "query",
-            Self::K => "key",
-            Self::V => "value",
-        }
-    }
 }
 
 impl std::fmt::Display for Target {
@@ -114,6 +105,9 @@ pub enum AdapterSettings {
         /// are those of each module, in the file and in the model.
         #[serde(default, skip_serializing_if = "is_default")]
         separate: bool,
+        /// What these modules are called.
+        #[serde(default, skip_serializing_if = "is_default")]
+        naming: Naming,
     },
     /// Householder reflections of the packed weight: `…layers.{i}.self_attn.Wqkv.hra_u [D, r]`.
     Hra {
@@ -150,6 +144,31 @@ pub enum Placement {
     AfterNorm,
     /// On what the attention heads found.
     Context,
+}
+
+/// What the modules of query, key and value are called, where they have one each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Naming {
+    /// `query`, `key`, `value`, as in BERT.
+    #[default]
+    Bert,
+    /// `to_q`, `to_k`, `to_v`, as in `performer-pytorch`.
+    Performer,
+}
+
+impl Naming {
+    /// The module of a part.
+    pub fn module(self, part: Target) -> &'static str {
+        match (self, part) {
+            (Self::Bert, Target::Q) => "query",
+            (Self::Bert, Target::K) => "key",
+            (Self::Bert, Target::V) => "value",
+            (Self::Performer, Target::Q) => "to_q",
+            (Self::Performer, Target::K) => "to_k",
+            (Self::Performer, Target::V) => "to_v",
+        }
+    }
 }
 
 /// Whether a field need not be written.
@@ -227,8 +246,14 @@ impl AdapterSettings {
             Self::Lora {
                 targets,
                 separate: true,
+                naming,
                 ..
-            } => Some(targets.iter().map(|target| target.module()).collect()),
+            } => Some(
+                targets
+                    .iter()
+                    .map(|target| naming.module(*target))
+                    .collect(),
+            ),
             _ => None,
         }
     }
@@ -333,6 +358,7 @@ mod tests {
                 targets: vec![Target::Q, Target::V],
                 train_qkv_bias: true,
                 separate: false,
+                naming: crate::peft::Naming::Bert,
             },
             AdapterSettings::Hra {
                 layers: vec![2],
@@ -411,6 +437,7 @@ mod tests {
             targets: targets.to_vec(),
             train_qkv_bias: false,
             separate: false,
+            naming: crate::peft::Naming::Bert,
         };
         let added = AdapterSettings::Drug {
             layers: Vec::new(),

@@ -231,13 +231,8 @@ impl GeneformerDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        if !dir.join(CONFIG).exists() && dir.join("args.json").exists() {
-            return Err(Error::OtherBackbone {
-                dir: dir.to_owned(),
-                found: "an scGPT",
-                wanted: "a Geneformer",
-                architecture: "scgpt",
-            });
+        if !dir.join(CONFIG).exists() {
+            super::require_kind(dir, CONFIG)?;
         }
         if !dir.join(CONFIG).exists() {
             return Err(Error::MissingFile {

@@ -2,6 +2,7 @@
 //! the fingerprint of a set of tensors.
 
 pub mod geneformer;
+pub mod scbert;
 pub mod scgpt;
 pub mod scpeft;
 
@@ -28,6 +29,34 @@ pub trait Weights: fmt::Debug {
 
     /// One tensor in place, where its file allows it.
     fn mapped(&self, name: &str) -> Option<Mapping>;
+}
+
+/// The files that tell what kind of backbone a directory holds, most telling first: kind, article
+/// included, and the configuration's name of it.
+const MARKS: [(&str, &str, &str); 3] = [
+    (scbert::CONFIG, "an scBERT", "scbert"),
+    ("args.json", "an scGPT", "scgpt"),
+    (geneformer::CONFIG, "a Geneformer", "geneformer"),
+];
+
+/// Refuses a directory that holds a backbone of another kind than that of `mark`, the telling file.
+///
+/// # Errors
+/// Naming the kind that it is.
+fn require_kind(dir: &Path, mark: &str) -> Result<()> {
+    let there = MARKS.iter().find(|(file, ..)| dir.join(file).exists());
+    let wanted = MARKS.iter().find(|(file, ..)| *file == mark);
+    match (there, wanted) {
+        (Some((file, found, architecture)), Some((_, wanted, _))) if *file != mark => {
+            Err(Error::OtherBackbone {
+                dir: dir.to_owned(),
+                found,
+                wanted,
+                architecture,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What happened to each tensor of a load.

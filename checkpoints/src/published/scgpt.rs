@@ -231,14 +231,7 @@ impl ScgptDirectory {
         if !dir.is_dir() {
             return Err(Error::content(dir, "is not a directory"));
         }
-        if !dir.join("args.json").exists() && dir.join("config.json").exists() {
-            return Err(Error::OtherBackbone {
-                dir: dir.to_owned(),
-                found: "a Geneformer",
-                wanted: "an scGPT",
-                architecture: "geneformer",
-            });
-        }
+        super::require_kind(dir, "args.json")?;
         let missing = |wanted: &str| Error::MissingFile {
             dir: dir.to_owned(),
             wanted: wanted.to_owned(),

@@ -48,6 +48,30 @@ choice! {
         Scgpt = "scgpt",
         /// Geneformer: a BERT encoder over genes in order of their expression.
         Geneformer = "geneformer",
+        /// scBERT: a Performer over all genes of a panel.
+        Scbert = "scbert",
+    }
+}
+
+choice! {
+    /// The keys of an attention with random features that share their maximum.
+    KeyMax {
+        /// Those of a cell.
+        Cell = "cell",
+        /// Those of all cells of a micro-batch, as in the published code.
+        Batch = "batch",
+    }
+}
+
+choice! {
+    /// What becomes of a value before it is cut off to the number of a bin.
+    BinScale {
+        /// log2(1 + x) of counts scaled to 10,000.
+        Log2 = "log2",
+        /// Counts scaled to 10,000.
+        Scaled = "scaled",
+        /// The values as they are.
+        AsTheyAre = "as-they-are",
     }
 }
 
@@ -64,9 +88,9 @@ choice! {
 choice! {
     /// What trains beside adapters and classifier.
     FreezeRule {
-        /// The pooler, and with LoRA all biases of the projection.
+        /// The pooler, and with LoRA all biases of the projection (scBERT: of query and value).
         Tutorial = "tutorial",
-        /// No pooler, and with LoRA no bias of the key.
+        /// No pooler, and with LoRA no bias of the key (scBERT: with LoRA whole weights too).
         Scripts = "scripts",
     }
 }

@@ -13,10 +13,10 @@ use crate::field::{Field, Section, section};
 use crate::resolve::Reader;
 
 pub use choices::{
-    AdapterKind, Architecture, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
-    EmbeddingNorm, FreezeRule, GeneKey, Init, LayerRule, MvcStyle, Optimizer, Placement, Precision,
-    Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable, Transport,
-    ValueStyle,
+    AdapterKind, Architecture, BinScale, CellLayer, CellStyle, ClassWeights, Corrupt, DeviceChoice,
+    EmbeddingNorm, FreezeRule, GeneKey, Init, KeyMax, LayerRule, MvcStyle, Optimizer, Placement,
+    Precision, Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable,
+    Transport, ValueStyle,
 };
 pub use values::{AdapterKinds, Layers, Vocab};
 
@@ -94,6 +94,11 @@ section! {
         normalize_total: Option<f64> = None;
         /// Take log(1+x) after scaling. Default: on for counts, off for log-normalised values.
         log1p: Option<bool> = None;
+        /// scBERT only: what becomes of a value before it is cut off to the number of its bin. `log2`:
+        /// log2(1 + x) of counts scaled to 10,000 over the genes of the panel, as in pretraining.
+        /// `scaled`: without the logarithm. `as-they-are`: nothing, as the published scripts of
+        /// adapters do. Default `log2`.
+        bin_scale: BinScale = BinScale::Log2;
         /// Row groups whose cells are shuffled together. Default 8; at least 1. A larger window
         /// mixes better and holds more rows in memory.
         shuffle_window: usize = 8;
@@ -125,6 +130,10 @@ section! {
         n_layers: usize = 12;
         /// Linear layers of the classification head, the output layer included. Default 3.
         n_layers_cls: usize = 3;
+        /// Width of a head of scBERT, which need not divide `d_model`. Default 64.
+        d_head: usize = 64;
+        /// Random features of a head of scBERT. Default: `d_head` times its logarithm, rounded down.
+        n_features: Option<usize> = None;
         /// Bins that expression values are sorted into, the zero bin included. Default 51; at
         /// least 2.
         n_bins: usize = 51;
@@ -137,17 +146,18 @@ section! {
 section! {
     /// `[backbone]`: the model that is adapted.
     BackboneSection at "backbone" {
-        /// The architecture: `scgpt` or `geneformer`. Default `scgpt`.
+        /// The architecture: `scgpt`, `geneformer` or `scbert`. Default `scgpt`.
         architecture: Architecture = Architecture::Scgpt;
         /// A directory with weights and what belongs to them: `args.json` and `vocab.json` of scGPT;
-        /// `config.json` and dictionaries of genes of Geneformer, as `scpeft-checkpoint convert`
-        /// writes them. Give either this or `init`.
+        /// `config.json` and dictionaries of genes of Geneformer, `scbert.json` and `genes.txt` of
+        /// scBERT, as `scpeft-checkpoint convert` writes them. Give either this or `init`.
         path: Option<PathBuf> = None;
         /// `random`: start from weights drawn from the seed, to pretrain a backbone.
         init: Option<Init> = None;
         /// With `init = "random"`: `corpus` takes the vocabulary from the gene table of the
         /// corpus, anything else is the path of a `vocab.json` (of Geneformer: of a directory with
-        /// its dictionaries). Default `corpus`.
+        /// its dictionaries; of scBERT: of a text with the genes of its panel, one a line). Default
+        /// `corpus`.
         vocab: Vocab = Vocab::Corpus;
         /// Dropout inside the blocks and the value encoder. Default 0.2; from 0 up to but
         /// excluding 1.
@@ -175,10 +185,20 @@ section! {
         /// The layer whose states it is made of: `last` or `second-to-last` (Geneformer only, its
         /// published default). Default `last`.
         cell_layer: CellLayer = CellLayer::Last;
-        /// Geneformer only: what trains beside adapters and classifier. `tutorial`: the pooler, which
-        /// starts random, and with LoRA the biases of query, key and value. `scripts`: no pooler, and
-        /// not the bias of the key. Default `tutorial`.
+        /// What trains beside adapters and classifier. Geneformer: `tutorial`: the pooler, which
+        /// starts random, and with LoRA the biases of query, key and value; `scripts`: no pooler, and
+        /// not the bias of the key. scBERT: `tutorial`: nothing; `scripts`: with LoRA the whole weights
+        /// that it updates. Default `tutorial`.
         freeze_rule: FreezeRule = FreezeRule::Tutorial;
+        /// scBERT only: the keys that share the maximum which random features are taken below. `cell`:
+        /// those of a cell, so that a cell's result does not depend on the cells beside it; for one
+        /// cell at a time, as the authors evaluate, this is what they compute. `batch`: those of the
+        /// micro-batch, as their code computes for more. Default `cell`.
+        key_max: KeyMax = KeyMax::Cell;
+        /// scBERT only: steps after which random features are drawn anew, from the seed and the number
+        /// of the step. Default 0: never, as suits features that the frozen weights were trained with.
+        /// The published code draws them after every 1,000 forward passes.
+        redraw_steps: u64 = 0;
         /// The norm between embedding and layers: `none`, `batch` or `domain`, the last with
         /// `data.batch` and `train.micro_batch_cells`. Default `none`. Its running statistics are
         /// saved with the adapter.

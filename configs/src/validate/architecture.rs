@@ -2,7 +2,8 @@
 
 use super::Check;
 use crate::schema::{
-    Architecture, CellLayer, CellStyle, Config, EmbeddingNorm, FreezeRule, Shape, TaskKind,
+    Architecture, BinScale, CellLayer, CellStyle, Config, EmbeddingNorm, FreezeRule, KeyMax,
+    Placement, Shape, TaskKind,
 };
 
 pub(super) fn architecture(config: &Config, check: &mut Check<'_>) {
@@ -12,6 +13,80 @@ pub(super) fn architecture(config: &Config, check: &mut Check<'_>) {
     match config.backbone.architecture {
         Architecture::Scgpt => scgpt(config, check),
         Architecture::Geneformer => geneformer(config, check),
+        Architecture::Scbert => return scbert(config, check),
+    }
+    let (backbone, usual) = (&config.backbone, Shape::default());
+    for (key, given) in [
+        ("data.bin_scale", config.data.bin_scale != BinScale::Log2),
+        ("backbone.key_max", backbone.key_max != KeyMax::Cell),
+        ("backbone.redraw_steps", backbone.redraw_steps != 0),
+        (
+            "backbone.shape.d_head",
+            backbone.shape.d_head != usual.d_head,
+        ),
+        (
+            "backbone.shape.n_features",
+            backbone.shape.n_features.is_some(),
+        ),
+    ] {
+        if given {
+            check.conflict(
+                key,
+                format!("`{key}` has an effect on scBERT alone"),
+                "remove it, or set `backbone.architecture = \"scbert\"`",
+            );
+        }
+    }
+}
+
+fn scbert(config: &Config, check: &mut Check<'_>) {
+    let (backbone, kind) = (&config.backbone, config.task.kind);
+    if kind != TaskKind::Identification && !check.refused("task.kind") {
+        check.conflict(
+            "task.kind",
+            format!(
+                "`task.kind` is `{kind}`, which predicts expression values, and an scBERT has bins"
+            ),
+            "set `task.kind = \"identification\"`, or `backbone.architecture = \"scgpt\"`",
+        );
+    }
+    let (data, shape, usual) = (&config.data, &backbone.shape, Shape::default());
+    check.at_least("backbone.shape.d_head", shape.d_head as u64, 2);
+    if let Some(features) = shape.n_features {
+        check.at_least("backbone.shape.n_features", features as u64, 1);
+    }
+    for (key, set) in [
+        ("data.include_zero_genes", data.include_zero_genes),
+        ("data.normalize_total", data.normalize_total.is_some()),
+        ("data.log1p", data.log1p.is_some()),
+        ("data.length_buckets", data.length_buckets),
+        ("backbone.cell_style", backbone.cell_style != CellStyle::Cls),
+        (
+            "backbone.cell_layer",
+            backbone.cell_layer != CellLayer::Last,
+        ),
+        ("backbone.norm", backbone.norm != EmbeddingNorm::None),
+        (
+            "adapter.placement",
+            config.adapter.placement != Placement::AfterNorm,
+        ),
+        (
+            "backbone.shape.n_layers_cls",
+            shape.n_layers_cls != usual.n_layers_cls,
+        ),
+        ("backbone.shape.n_bins", shape.n_bins != usual.n_bins),
+        (
+            "backbone.shape.value_style",
+            shape.value_style != usual.value_style,
+        ),
+    ] {
+        if set {
+            check.conflict(
+                key,
+                format!("`{key}` has no effect on scBERT, which reads the bin of every gene of its panel"),
+                "remove it",
+            );
+        }
     }
 }
 

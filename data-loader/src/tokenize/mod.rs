@@ -2,6 +2,7 @@
 
 pub mod mask;
 mod medians;
+pub mod panel;
 pub mod rank;
 pub mod scgpt;
 mod sequence;

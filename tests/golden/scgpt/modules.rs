@@ -96,6 +96,8 @@ fn bottleneck() {
     let shape = BlockShape {
         n_layers: 2,
         d_model,
+        d_attention: d_model,
+        pre_norm: false,
         names: NAMES,
     };
     // Any ratio that truncates to the width.

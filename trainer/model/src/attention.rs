@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use crate::adapter::{AdapterSet, Projection};
+use crate::adapter::AdapterSet;
 use crate::ops::{Linear, cast, full};
 use crate::params::{Params, Role, TensorSpec};
 use crate::{Init, Result};
@@ -14,14 +14,15 @@ pub struct AttentionNames {
     pub prefix: String,
     /// The output projection.
     pub out_proj: String,
-    /// Whether these have a layer each, `query`, `key` and `value`, or one together, as torch's
-    /// `MultiheadAttention` stores it.
-    pub separate: bool,
+    /// The modules of query, key and value, where they have a layer each; `None` where they have one
+    /// together, as torch's `MultiheadAttention` stores it.
+    pub projections: Option<[&'static str; 3]>,
 }
 
 impl AttentionNames {
-    fn parts(&self) -> [String; 3] {
-        Projection::ALL.map(|part| format!("{}.{}", self.prefix, part.module()))
+    fn parts(&self) -> Option<[String; 3]> {
+        let modules = self.projections?;
+        Some(modules.map(|module| format!("{}.{module}", self.prefix)))
     }
 }
 
@@ -71,8 +72,8 @@ impl SelfAttention {
         let role = Role::Backbone;
         let square = |name: &str| Linear::specs(name, d_model, d_model, true, role);
         let mut specs = Vec::new();
-        if names.separate {
-            specs.extend(names.parts().iter().flat_map(|name| square(name)));
+        if let Some(parts) = names.parts() {
+            specs.extend(parts.iter().flat_map(|name| square(name)));
         } else {
             specs.push(TensorSpec::new(
                 format!("{}.in_proj_weight", names.prefix),
@@ -101,8 +102,7 @@ impl SelfAttention {
     /// # Errors
     /// When `params` lacks one of them.
     pub fn bind(params: &Params, names: &AttentionNames, n_heads: i64) -> Result<Self> {
-        let in_proj = if names.separate {
-            let [query, key, value] = names.parts();
+        let in_proj = if let Some([query, key, value]) = names.parts() {
             InProjection::Separate([
                 Linear::bind(params, &query, true)?,
                 Linear::bind(params, &key, true)?,

@@ -30,6 +30,12 @@ pub enum Init {
         /// Columns of the matrix.
         width: usize,
     },
+    /// Rows in random directions, orthogonal to each other in groups of `width`, each as long as a
+    /// standard normal vector (Choromanski et al. 2021): the random features of a Performer.
+    OrthogonalRows {
+        /// Columns of the matrix.
+        width: usize,
+    },
     /// Uniform in `(-bound, bound)`, elements 2i and 2i + 1 equal: in a matrix of an even number
     /// of columns, columns in equal pairs.
     Pairs {
@@ -74,6 +80,12 @@ impl Init {
                 let half = Self::Uniform { bound }.values(seed, name, numel / 2);
                 half.iter().flat_map(|&x| [x, x]).collect()
             }
+            Self::OrthogonalRows { width } => {
+                let directions = Self::standard_normal().values(seed, name, numel);
+                let lengths = format!("{name}.lengths");
+                let lengths = Self::standard_normal().values(seed, &lengths, numel);
+                orthogonal_rows(&directions, &lengths, width)
+            }
             Self::Constant { value } => vec![value; numel],
             Self::Uniform { bound } => {
                 let mut draws = Draws::of(seed, name);
@@ -94,6 +106,40 @@ impl Init {
             }
         }
     }
+}
+
+/// Rows of `width` numbers: those of `directions`, orthogonalised one after the other in groups of
+/// `width`, each as long as the same row of `lengths`. In double precision and in one order, so that
+/// the result depends on no library.
+pub fn orthogonal_rows(directions: &[f32], lengths: &[f32], width: usize) -> Vec<f32> {
+    let length = |row: &[f64]| row.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let doubles = |row: &[f32]| row.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+    let mut out = Vec::with_capacity(directions.len());
+    for group in directions.chunks(width * width) {
+        let mut unit: Vec<Vec<f64>> = Vec::with_capacity(width);
+        for row in group.chunks(width) {
+            let mut row = doubles(row);
+            // Twice is enough (Kahan; Parlett 1980).
+            for _ in 0..2 {
+                for other in &unit {
+                    let along: f64 = row.iter().zip(other).map(|(x, y)| x * y).sum();
+                    for (x, y) in row.iter_mut().zip(other) {
+                        *x -= along * y;
+                    }
+                }
+            }
+            let norm = length(&row);
+            unit.push(row.into_iter().map(|x| x / norm).collect());
+        }
+        out.extend(unit.into_iter().flatten());
+    }
+    let scaled = out.chunks(width).zip(lengths.chunks(width));
+    scaled
+        .flat_map(|(row, lengths)| {
+            let length = length(&doubles(lengths));
+            row.iter().map(move |x| (x * length) as f32)
+        })
+        .collect()
 }
 
 /// Numbers that depend on the seed and a name alone.
@@ -154,5 +200,30 @@ mod tests {
         let pairs = Init::Pairs { bound: 1.0 }.values(3, "a", 6);
         assert!(pairs.chunks(2).all(|p| p[0].to_bits() == p[1].to_bits()));
         assert_ne!(pairs[0], pairs[2]);
+    }
+
+    #[test]
+    fn random_features_are_orthogonal_in_groups_and_as_long_as_normal_vectors() {
+        let (width, rows) = (16, 42);
+        let init = Init::OrthogonalRows { width };
+        let a = init.values(5, "p", rows * width);
+        assert_eq!(a, init.values(5, "p", rows * width));
+        assert_ne!(a, init.values(6, "p", rows * width));
+        let row = |i: usize| &a[i * width..(i + 1) * width];
+        let dot = |i, j| -> f32 { row(i).iter().zip(row(j)).map(|(x, y)| x * y).sum() };
+        for i in 0..rows {
+            for j in 0..i {
+                let same_group = i / width == j / width;
+                assert!(
+                    !same_group || dot(i, j).abs() < 1e-4,
+                    "{i} {j} {}",
+                    dot(i, j)
+                );
+            }
+        }
+        // The squared length of a standard normal vector of 16 numbers: mean 16, variance 32.
+        let mean = (0..rows).map(|i| dot(i, i)).sum::<f32>() / rows as f32;
+        assert!((mean - 16.0).abs() < 3.0, "{mean}");
+        assert!((dot(0, 0) - dot(1, 1)).abs() > 1e-3);
     }
 }

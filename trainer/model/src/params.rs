@@ -20,6 +20,16 @@ pub enum Role {
     Adapter,
     /// Running statistic of a batch norm: never trained by gradients, saved with the adapter.
     Buffer,
+    /// Fixed numbers of the pretrained encoder that count as no parameters, random features for
+    /// instance: must come from the weights, never train.
+    Constant,
+}
+
+impl Role {
+    /// Whether tensors of this role are parameters, which may train and are counted.
+    pub fn is_parameter(self) -> bool {
+        !matches!(self, Self::Buffer | Self::Constant)
+    }
 }
 
 /// The number formats of a model.
@@ -86,6 +96,8 @@ pub struct TensorSpec {
     pub role: Role,
     /// Kept in full precision when frozen matrices are not: norms, statistics, scalars' encoders.
     pub full_precision: bool,
+    /// Kept in double precision whatever the model's: a table that is given and never trains.
+    pub double_precision: bool,
     /// The block of the backbone that it is part of; such tensors may be sharded while frozen.
     pub block: Option<usize>,
 }
@@ -98,7 +110,8 @@ impl TensorSpec {
             shape: shape.to_vec(),
             init,
             role,
-            full_precision: role == Role::Buffer,
+            full_precision: !role.is_parameter(),
+            double_precision: false,
             block: None,
         }
     }
@@ -108,6 +121,18 @@ impl TensorSpec {
     pub fn in_full_precision(mut self) -> Self {
         self.full_precision = true;
         self
+    }
+
+    /// The same tensor in double precision; it never trains.
+    #[must_use]
+    pub fn in_double_precision(mut self) -> Self {
+        self.double_precision = true;
+        self
+    }
+
+    /// Whether it may train at all.
+    pub fn may_train(&self) -> bool {
+        self.role.is_parameter() && !self.double_precision
     }
 
     /// The same tensor as a part of block `layer`.
@@ -134,7 +159,9 @@ impl TensorSpec {
 
     /// Number format while it is frozen.
     pub fn kind(&self, precision: Precision) -> Kind {
-        if self.full_precision {
+        if self.double_precision {
+            Kind::Double
+        } else if self.full_precision {
             precision.full()
         } else {
             precision.compute()
@@ -254,7 +281,7 @@ impl Params {
             (None, Storage::Int8) => Some(Rc::new(Alone) as Rc<dyn Gather>),
             (gather, _) => gather,
         };
-        let trainable = |s: &TensorSpec| s.role != Role::Buffer && trainable(s);
+        let trainable = |s: &TensorSpec| s.may_train() && trainable(s);
         let total: usize = specs
             .iter()
             .filter(|s| trainable(s))
@@ -302,11 +329,11 @@ impl Params {
                 store.load(&value)?
             } else {
                 let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
-                if spec.role == Role::Buffer {
+                if spec.role.is_parameter() {
+                    frozen
+                } else {
                     // Updated in place: must not write into the weights it was loaded from.
                     crate::ops::copy(&frozen)?
-                } else {
-                    frozen
                 }
             };
             entries.insert(
@@ -388,11 +415,11 @@ impl Params {
         self.slots.iter().map(Slot::numel).sum()
     }
 
-    /// Number of parameters, frozen ones included; running statistics are no parameters.
+    /// Number of parameters, frozen ones included; running statistics and constants are none.
     pub fn total_count(&self) -> usize {
         self.entries
             .values()
-            .filter(|e| e.role != Role::Buffer)
+            .filter(|e| e.role.is_parameter())
             .map(|e| e.tensor.numel())
             .sum()
     }

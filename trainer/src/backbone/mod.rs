@@ -4,6 +4,7 @@
 //! goes with it, and says which architecture it is. All else asks [`Backbone`].
 
 mod geneformer;
+mod scbert;
 mod scgpt;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ fn family(architecture: scpeft_config::Architecture) -> &'static dyn Family {
     match architecture {
         scpeft_config::Architecture::Scgpt => &scgpt::Scgpt,
         scpeft_config::Architecture::Geneformer => &geneformer::Geneformer,
+        scpeft_config::Architecture::Scbert => &scbert::Scbert,
     }
 }
 
@@ -180,14 +182,19 @@ pub(crate) fn load(weights: &dyn Weights, name: &str) -> Result<Option<Tensor>> 
     Ok(Some(view))
 }
 
-/// A tensor from its bytes, as f32 on the CPU.
+/// A tensor from its bytes, on the CPU: as f64 where it is stored so, else as f32.
 ///
 /// # Errors
 /// When its type is no floating type.
 pub fn to_tensor(host: &HostTensor<'_>) -> Result<Tensor> {
     let shape: Vec<i64> = host.shape.iter().map(|&n| n as i64).collect();
-    if host.dtype == scpeft_checkpoint::Dtype::F32 {
-        return Ok(Tensor::f_from_data_size(&host.data, &shape, Kind::Float)?);
+    let kept = match host.dtype {
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::F64 => Some(Kind::Double),
+        _ => None,
+    };
+    if let Some(kind) = kept {
+        return Ok(Tensor::f_from_data_size(&host.data, &shape, kind)?);
     }
     Ok(Tensor::f_from_slice(&host.to_f32()?)?.f_view(shape.as_slice())?)
 }

@@ -1,6 +1,6 @@
 //! The arithmetic of a plan: sizes in, bytes and operations out. Nothing here reads anything.
 
-use scpeft_model::backbone::Shape;
+use scpeft_model::backbone::{RandomFeatures, Shape};
 use scpeft_model::exec::ExecutorKind;
 use scpeft_model::{Precision, Role, Storage, TensorSpec};
 use serde::Serialize;
@@ -19,6 +19,9 @@ const ALLOCATOR_MOST: u64 = 80 << 20;
 const KEPT_HIDDEN: f64 = 10.0;
 const KEPT_FEED_FORWARD: f64 = 3.6;
 const WORKING_HIDDEN: f64 = 41.5;
+/// Feature matrices of a part, and hidden states of all tokens, that blocks in parts need at a time.
+const FEATURES_OF_A_PART: f64 = 8.0;
+const WORKING_HIDDEN_IN_PARTS: f64 = 12.0;
 /// Copies of the attention probabilities that a block keeps when attention has dropout on a CPU.
 const KEPT_PROBABILITIES: f64 = 3.25;
 /// Bytes of a token before it is a tensor: gene, value, target.
@@ -33,6 +36,8 @@ pub struct Setup {
     pub shape: Shape,
     /// First block with a backward pass; the number of blocks when there is none.
     pub first_backward: usize,
+    /// Random features of its attention, where it has such.
+    pub random_features: Option<RandomFeatures>,
     /// Number formats.
     pub precision: Precision,
     /// How blocks are run.
@@ -157,7 +162,7 @@ impl Step {
 /// Counts parameters by what they belong to.
 pub fn parameters(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool) -> Parameters {
     let count = |wanted: &dyn Fn(&TensorSpec) -> bool| {
-        let counted = specs.iter().filter(|s| s.role != Role::Buffer && wanted(s));
+        let counted = specs.iter().filter(|s| s.role.is_parameter() && wanted(s));
         counted.map(|s| s.numel() as u64).sum()
     };
     let of = |role| count(&|s: &TensorSpec| trains(s) && s.role == role);
@@ -239,8 +244,34 @@ pub fn memory(specs: &[TensorSpec], trains: impl Fn(&TensorSpec) -> bool, setup:
     }
 }
 
+/// Activations of a micro-batch at the peak, of a model with random features. Kept by autograd: the
+/// features of queries and keys in three forms each, in f32 whatever the format of the rest. In
+/// parts: a few of those of a part, and queries, keys and values with their gradients.
+fn activations_of_features(setup: &Setup, features: RandomFeatures) -> u64 {
+    let element = setup.precision.compute().elt_size_in_bytes() as f64;
+    let full = setup.precision.full().elt_size_in_bytes() as f64;
+    let slots = (setup.cells * setup.tokens) as f64;
+    let hidden = element * slots * setup.shape.d_model as f64;
+    let inner = element * slots * setup.shape.d_hid as f64;
+    let qkv = element * slots * 3.0 * features.d_attention as f64;
+    let of_tokens = |tokens: f64| full * tokens * features.per_token as f64;
+    let part = FEATURES_OF_A_PART * of_tokens((features.part as f64).min(slots));
+    let trained = (setup.shape.n_layers - setup.first_backward) as f64;
+    let kept = match setup.executor {
+        ExecutorKind::Plain => {
+            let block = KEPT_HIDDEN * hidden + KEPT_FEED_FORWARD * inner + 2.0 * qkv;
+            trained * (block + 6.0 * of_tokens(slots))
+        }
+        ExecutorKind::Recompute => trained * hidden + qkv,
+    };
+    (kept + 2.0 * qkv + WORKING_HIDDEN_IN_PARTS * hidden + part) as u64
+}
+
 /// Activations of a micro-batch at the peak.
 fn activations(setup: &Setup) -> u64 {
+    if let Some(features) = setup.random_features {
+        return activations_of_features(setup, features);
+    }
     let Shape {
         d_model,
         d_hid,
@@ -309,7 +340,15 @@ pub fn gathers(n_layers: usize, first_backward: usize) -> usize {
 fn forward_flops(setup: &Setup, blocks: usize) -> f64 {
     let (d, f) = (setup.shape.d_model as f64, setup.shape.d_hid as f64);
     let tokens = setup.tokens as f64;
-    let per_token = 2.0 * (4.0 * d * d + 2.0 * d * f) + 4.0 * tokens * d;
+    let per_token = match setup.random_features {
+        None => 2.0 * (4.0 * d * d + 2.0 * d * f) + 4.0 * tokens * d,
+        // Projections, features of queries and keys, their sums with values, feed-forward.
+        Some(features) => {
+            let (e, m) = (features.d_attention as f64, features.per_token as f64);
+            let d_head = e / setup.shape.n_heads as f64;
+            2.0 * (4.0 * d * e + 2.0 * d * f) + 8.0 * m * d_head
+        }
+    };
     blocks as f64 * setup.cells as f64 * tokens * per_token
 }
 
@@ -337,6 +376,7 @@ mod tests {
         Setup {
             shape: FULL,
             first_backward: 0,
+            random_features: None,
             precision: Precision::F32,
             executor: ExecutorKind::Plain,
             shared_by: None,

@@ -96,13 +96,14 @@ impl Plan {
         let specs = architecture.specs()?;
         let rule = FreezeRule::new(config, architecture.as_ref(), draft.task.as_ref())?;
         let trains = |spec: &scpeft_model::TensorSpec| rule.trains(spec);
-        let tokens = longest(config, draft.feed.overlap.matched);
+        let tokens = draft.feed.longest();
         let (cells, micro_batches) = micro_batches(config, ranks, tokens);
         let shape = architecture.shape();
         let setup = Setup {
             shape,
             first_backward: architecture.first_in_backward(&trains)?,
             precision: settings::precision(config),
+            random_features: architecture.random_features(),
             executor: settings::executor(config),
             shared_by: match config.backbone.shard {
                 Shard::None => None,
@@ -226,11 +227,6 @@ impl Plan {
     }
 }
 
-/// Tokens of the longest cell: every gene that has a token, and `<cls>`.
-fn longest(config: &Config, genes: usize) -> usize {
-    config.data.max_len.min(genes + 1)
-}
-
 /// Cells of a micro-batch, and the most micro-batches of a rank.
 fn micro_batches(config: &Config, ranks: usize, tokens: usize) -> (usize, usize) {
     let batch = config.train.batch_cells;
@@ -272,12 +268,5 @@ mod tests {
         config.train.micro_batch_cells = None;
         config.train.micro_batch_tokens = Some(1000);
         assert_eq!(micro_batches(&config, 2, 100), (10, 2));
-    }
-
-    #[test]
-    fn cells_are_no_longer_than_their_genes() {
-        let mut config = Config::default();
-        config.data.max_len = 100;
-        assert_eq!([longest(&config, 50), longest(&config, 500)], [51, 100]);
     }
 }

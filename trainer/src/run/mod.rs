@@ -230,6 +230,7 @@ impl Training {
             };
             let data_seconds = begun.elapsed().as_secs_f64();
             self.loading.record(&self.exporter, loader, stream.ready());
+            self.redraw()?;
             let before = self.ledger.all();
             let report = self.step(world, &batch, self.asked(stop))?;
             self.cursor.step += 1;
@@ -258,6 +259,16 @@ impl Training {
             }
         }
         Ok(false)
+    }
+
+    /// New random features before the step, where it is time for them: a function of seed and step.
+    fn redraw(&self) -> Result<()> {
+        let (every, step) = (self.config.backbone.redraw_steps, self.cursor.step);
+        if every == 0 || step == 0 || !step.is_multiple_of(every) {
+            return Ok(());
+        }
+        let seed = self.config.run.seed;
+        Ok(self.assembly.model.redraw(seed, step / every)?)
     }
 
     /// Whether this step is one that is logged.

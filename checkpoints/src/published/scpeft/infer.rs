@@ -184,5 +184,6 @@ fn lora(
         targets,
         train_qkv_bias: false,
         separate: false,
+        naming: crate::peft::Naming::Bert,
     })
 }

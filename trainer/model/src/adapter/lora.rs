@@ -28,15 +28,6 @@ pub enum Projection {
 
 impl Projection {
     pub(crate) const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
-
-    /// The module of the part, where it has one of its own.
-    pub(crate) fn module(self) -> &'static str {
-        match self {
-            Self::Query => "query",
-            Self::Key => "key",
-            Self::Value => "value",
-        }
-    }
 }
 
 /// Settings of the LoRA adapter.
@@ -100,13 +91,9 @@ impl Lora {
 
     /// Prefixes of the pairs of block `layer`.
     fn modules(&self, layer: usize) -> Vec<String> {
-        if !self.names.separate {
-            return vec![self.names.qkv(layer)];
-        }
-        let targets = self.targets.iter();
-        targets
-            .map(|part| self.names.in_attention(layer, part.module()))
-            .collect()
+        let own = |&part: &Projection| self.names.projection(layer, part);
+        let modules: Option<_> = self.targets.iter().map(own).collect();
+        modules.unwrap_or_else(|| vec![self.names.qkv(layer)])
     }
 
     /// The pairs of a block stacked: `lora_A [r*n, D]` and `lora_B [n*D, r]`.
@@ -142,13 +129,12 @@ impl Lora {
 
 impl Adapter for Lora {
     fn specs(&self, shape: BlockShape) -> Vec<TensorSpec> {
-        let d = shape.d_model;
+        let (d, e) = (shape.d_model, shape.d_attention);
         let modules = self.layers.iter().flat_map(|&layer| self.modules(layer));
         // Parts that a pair updates.
-        let n = if self.names.separate {
-            1
-        } else {
-            self.targets.len() as i64
+        let n = match self.names.projections {
+            Some(_) => 1,
+            None => self.targets.len() as i64,
         };
         modules
             .flat_map(|module| {
@@ -157,7 +143,7 @@ impl Adapter for Lora {
                 [
                     // loralib draws A as a Kaiming-uniform (a = sqrt 5) matrix: bound 1/sqrt(D).
                     TensorSpec::new(name("lora_A"), &[self.r * n, d], Init::linear(d), role),
-                    TensorSpec::new(name("lora_B"), &[n * d, self.r], Init::Zeros, role),
+                    TensorSpec::new(name("lora_B"), &[n * e, self.r], Init::Zeros, role),
                 ]
             })
             .collect()
@@ -168,14 +154,9 @@ impl Adapter for Lora {
             return Vec::new();
         }
         let biases = |&layer: &usize| {
-            if !self.names.separate {
-                return vec![self.names.in_attention(layer, "in_proj_bias")];
-            }
-            let bias = |part: Projection| {
-                let name = format!("{}.bias", part.module());
-                self.names.in_attention(layer, &name)
-            };
-            Projection::ALL.map(bias).to_vec()
+            let own = |part| Some(format!("{}.bias", self.names.projection(layer, part)?));
+            let biases: Option<Vec<_>> = Projection::ALL.into_iter().map(own).collect();
+            biases.unwrap_or_else(|| vec![self.names.in_attention(layer, "in_proj_bias")])
         };
         self.layers.iter().flat_map(biases).collect()
     }

@@ -13,6 +13,7 @@ mod hra;
 mod lora;
 mod mlp;
 mod oft;
+mod pre_norm;
 mod prefix;
 mod token;
 
@@ -40,6 +41,10 @@ pub struct BlockShape {
     pub n_layers: usize,
     /// Width D.
     pub d_model: i64,
+    /// Width E of queries, keys and values each; D in most backbones.
+    pub d_attention: i64,
+    /// Whether blocks normalise the input of their halves; bottlenecks then have norms of their own.
+    pub pre_norm: bool,
     /// How it names its tensors.
     pub names: Names,
 }
@@ -51,11 +56,13 @@ pub struct Names {
     pub blocks: &'static str,
     /// Its attention is `{blocks}.{i}.{attention}`.
     pub attention: &'static str,
-    /// Whether query, key and value have a weight each, `{attention}.query` and so on, or one
-    /// together.
-    pub separate: bool,
+    /// The modules of query, key and value, `{attention}.{module}`, where each has a weight of its
+    /// own; `None` where they have one together.
+    pub projections: Option<[&'static str; 3]>,
     /// The module whose output TOKEN adapts; `None` where there is none.
     pub token: Option<&'static str>,
+    /// The module of the one prefix that all blocks share; `None` where each block has its own.
+    pub prefix: Option<&'static str>,
 }
 
 impl Names {
@@ -67,6 +74,12 @@ impl Names {
     /// A part of the attention of block `layer`.
     pub(crate) fn in_attention(self, layer: usize, part: &str) -> String {
         self.in_block(layer, &format!("{}.{part}", self.attention))
+    }
+
+    /// The module of a part of the projection of block `layer`, where it has one of its own.
+    pub(crate) fn projection(self, layer: usize, part: Projection) -> Option<String> {
+        let modules = self.projections?;
+        Some(self.in_attention(layer, modules[part as usize]))
     }
 
     /// Prefix of what changes the projection of block `layer` to query, key and value as a whole.
@@ -206,7 +219,7 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// Adds to the packed projection of block `layer`.
     ///
     /// # Shapes
-    /// `x`: the projection's input `[B, S, D]`; `qkv`: `[B, S, 3D]`, already `x W^T + b`; returns
+    /// `x`: the projection's input `[B, S, D]`; `qkv`: `[B, S, 3E]`, already `x W^T + b`; returns
     /// the same shape.
     ///
     /// # Errors
@@ -234,6 +247,17 @@ pub trait Adapter: std::fmt::Debug + Send {
     /// # Errors
     /// Only if libtorch fails.
     fn after_attention_norm(&self, _layer: usize, h: Tensor) -> Result<Tensor> {
+        Ok(h)
+    }
+
+    /// What the feed-forward half of a pre-norm block is added to.
+    ///
+    /// # Shapes
+    /// `h`: the sum of input and attention, `[B, S, D]`; returns the same shape.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn feed_forward_residual(&self, _layer: usize, h: Tensor) -> Result<Tensor> {
         Ok(h)
     }
 
@@ -328,6 +352,12 @@ impl AdapterOptions {
     /// Settings that do not fit the backbone.
     pub fn build(&self, shape: BlockShape) -> Result<Box<dyn Adapter>> {
         Ok(match self {
+            Self::Encoder(options) if shape.pre_norm => {
+                Box::new(pre_norm::PreNorm::encoder(options, shape)?)
+            }
+            Self::Mlp(options) if shape.pre_norm => {
+                Box::new(pre_norm::PreNorm::mlp(options, shape)?)
+            }
             Self::Encoder(options) => Box::new(encoder::Encoder::new(options, shape)?),
             Self::Mlp(options) => Box::new(mlp::Mlp::new(options, shape)?),
             Self::Token(options) => Box::new(token::Token::new(options, shape)?),
@@ -507,6 +537,12 @@ impl AdapterSet {
         self.0
             .iter()
             .try_fold(h, |h, a| a.after_attention_norm(layer, h))
+    }
+
+    pub(crate) fn feed_forward_residual(&self, layer: usize, h: Tensor) -> Result<Tensor> {
+        self.0
+            .iter()
+            .try_fold(h, |h, a| a.feed_forward_residual(layer, h))
     }
 
     pub(crate) fn after_block(&self, layer: usize, h: &Tensor, y: Tensor) -> Result<Tensor> {

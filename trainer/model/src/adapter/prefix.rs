@@ -1,6 +1,7 @@
 //! PREFIX (scPEFT; deep prompt tuning, Liu et al. 2022): T trainable hidden states after `<cls>`.
 //! The first selected block inserts its own, later selected blocks replace them by theirs, other
-//! blocks pass them on as ordinary tokens; after the last block they are dropped.
+//! blocks pass them on as ordinary tokens; after the last block they are dropped. In scBERT all
+//! selected blocks insert the same ones, and those of the last block stay.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,10 @@ impl Prefix {
     }
 
     fn name(&self, layer: usize) -> String {
-        self.names.in_block(layer, "adapter_embeddings")
+        match self.names.prefix {
+            Some(module) => format!("{module}.prompt_embeddings"),
+            None => self.names.in_block(layer, "adapter_embeddings"),
+        }
     }
 }
 
@@ -55,7 +59,11 @@ impl Adapter for Prefix {
             let shape = [1, self.token_nums, shape.d_model];
             TensorSpec::new(self.name(layer), &shape, Init::Zeros, Role::Adapter)
         };
-        self.layers.iter().map(spec).collect()
+        let own = match self.names.prefix {
+            Some(_) => &self.layers[..1],
+            None => &self.layers[..],
+        };
+        own.iter().map(spec).collect()
     }
 
     fn layers(&self) -> &[usize] {

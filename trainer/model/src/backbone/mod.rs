@@ -6,7 +6,9 @@
 //! for all backbones; a model that has no such head says so.
 
 pub mod geneformer;
+pub mod performer;
 mod post_norm;
+pub mod scbert;
 pub mod scgpt;
 
 use tch::Tensor;
@@ -140,6 +142,17 @@ pub struct Encoded {
     pub observed: Option<Observed>,
 }
 
+/// What the random features of an attention weigh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RandomFeatures {
+    /// Random features of a token, of all heads.
+    pub per_token: i64,
+    /// Width of queries, keys and values each.
+    pub d_attention: i64,
+    /// Tokens that are worked on at a time.
+    pub part: i64,
+}
+
 /// A model before its tensors exist.
 pub trait Architecture: std::fmt::Debug {
     /// Dimensions of the encoder.
@@ -167,6 +180,11 @@ pub trait Architecture: std::fmt::Debug {
     /// Settings that do not fit together.
     fn first_in_backward(&self, trains: &dyn Fn(&TensorSpec) -> bool) -> Result<usize>;
 
+    /// The random features of its attention, where it has such.
+    fn random_features(&self) -> Option<RandomFeatures> {
+        None
+    }
+
     /// The batch norm of the embedding.
     fn norm(&self) -> NormStyle {
         NormStyle::None
@@ -183,7 +201,7 @@ pub trait Architecture: std::fmt::Debug {
     /// [`Architecture::unfreezes`].
     fn adapts(&self, purpose: Purpose, spec: &TensorSpec, unfrozen: &[String]) -> bool {
         match spec.role {
-            Role::Buffer => false,
+            Role::Buffer | Role::Constant => false,
             Role::Adapter => true,
             Role::Backbone | Role::Head => {
                 self.trains_beside(purpose, &spec.name) || unfrozen.contains(&spec.name)
@@ -243,6 +261,15 @@ pub trait Model: std::fmt::Debug {
     /// # Errors
     /// Only if libtorch fails.
     fn constrain(&self) -> Result<()>;
+
+    /// Replaces what a model draws at random and does not train, such as the directions of random
+    /// features; the new ones depend on `seed` and on `draw`, which counts, alone.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn redraw(&self, _seed: u64, _draw: u64) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether blocks are sharded over ranks. Then every rank must run the same passes; one with
     /// fewer micro-batches calls [`Model::join_forward`] and [`Model::join_backward`] instead.

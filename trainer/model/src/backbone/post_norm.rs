@@ -63,7 +63,7 @@ impl BlockStyle {
         AttentionNames {
             prefix: self.names.in_block(layer, self.names.attention),
             out_proj: self.names.in_block(layer, self.parts.out_proj),
-            separate: self.names.separate,
+            projections: self.names.projections,
         }
     }
 }

@@ -46,6 +46,49 @@ pub trait Stack: std::fmt::Debug {
     /// # Errors
     /// Only if libtorch fails.
     fn block(&self, layer: usize, hidden: &Tensor, context: &BlockContext) -> Result<Tensor>;
+
+    /// Runs block `layer` once more, with its graph, and carries `gradient`, that of its output,
+    /// through it: into the tensors that train and, when `wanted`, to the input, whose gradient is
+    /// returned. A stack that never needs the graph of a whole block at once overrides it.
+    ///
+    /// # Shapes
+    /// `hidden`: `[B, S, D]`, without a graph; `gradient`: like the output of the block; returns
+    /// `[B, S, D]`.
+    ///
+    /// # Errors
+    /// Only if libtorch fails.
+    fn backward(
+        &self,
+        layer: usize,
+        hidden: Tensor,
+        gradient: &Tensor,
+        wanted: bool,
+        context: &BlockContext,
+    ) -> Result<Option<Tensor>> {
+        let x = hidden.f_set_requires_grad(wanted)?;
+        let y = self.block(layer, &x, context)?;
+        pull(&y, gradient)?.f_backward()?;
+        if !wanted {
+            return Ok(None);
+        }
+        match gradient_of(&x)? {
+            Some(gradient) => Ok(Some(gradient)),
+            None => Err(Error::Internal(format!(
+                "block {layer} passed no gradient to its input"
+            ))),
+        }
+    }
+}
+
+/// The gradient that a backward pass left, if one came by.
+pub(crate) fn gradient_of(leaf: &Tensor) -> Result<Option<Tensor>> {
+    let gradient = leaf.f_grad()?;
+    Ok(gradient.defined().then_some(gradient))
+}
+
+/// A scalar whose gradient with respect to `y` is exactly `gradient`.
+pub(crate) fn pull(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    Ok(y.f_mul(gradient)?.f_sum(y.f_kind()?)?)
 }
 
 /// What every block of one forward pass shares.
@@ -90,6 +133,24 @@ impl BlockContext {
         match self.pass.dropout.residual {
             0.0 => Ok(x),
             rate => dropout::apply(&x, rate, self.seed(layer, 1 + site as u64)),
+        }
+    }
+
+    /// `x`, the part of the tokens from place `start` on, after residual dropout at a site of block
+    /// `layer`.
+    pub(crate) fn drop_part(
+        &self,
+        layer: usize,
+        site: Site,
+        start: i64,
+        x: Tensor,
+    ) -> Result<Tensor> {
+        match self.pass.dropout.residual {
+            0.0 => Ok(x),
+            rate => {
+                let seed = self.seed(layer, 1 + site as u64);
+                dropout::apply(&x, rate, device::mix(seed, start as u64))
+            }
         }
     }
 

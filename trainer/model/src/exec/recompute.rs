@@ -3,8 +3,8 @@ use std::rc::Rc;
 use tch::Tensor;
 
 use super::{BlockContext, Executor, Run, Stack};
-use super::{first_in_backward, join_backward_to, need_downwards, need_upwards};
-use crate::{Error, Result};
+use super::{first_in_backward, gradient_of, join_backward_to, need_downwards, need_upwards, pull};
+use crate::Result;
 
 /// Activation recomputation per block (Chen et al. 2016): forward keeps the input of each block
 /// only; backward runs a block again, with its graph, when its turn comes. One more forward pass of
@@ -114,29 +114,15 @@ impl Tape {
             let layer = self.first + i;
             let wants_gradient = i > 0 || self.embedded.requires_grad();
             need_downwards(self.stack.as_ref(), layer, self.first)?;
-            let x = input.f_set_requires_grad(wants_gradient)?;
-            let y = self.stack.block(layer, &x, &self.context)?;
-            pull(&y, &gradient)?.f_backward()?;
-            if !wants_gradient {
-                return Ok(None);
+            let stack = self.stack.as_ref();
+            let carried = stack.backward(layer, input, &gradient, wants_gradient, &self.context)?;
+            match carried {
+                Some(carried) => gradient = carried,
+                None => return Ok(None),
             }
-            gradient = gradient_of(&x)?.ok_or_else(|| {
-                Error::Internal(format!("block {layer} passed no gradient to its input"))
-            })?;
         }
         Ok(Some(gradient))
     }
-}
-
-/// The gradient that a backward pass left, if one came by.
-fn gradient_of(leaf: &Tensor) -> Result<Option<Tensor>> {
-    let gradient = leaf.f_grad()?;
-    Ok(gradient.defined().then_some(gradient))
-}
-
-/// A scalar whose gradient with respect to `y` is exactly `gradient`.
-fn pull(y: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    Ok(y.f_mul(gradient)?.f_sum(y.f_kind()?)?)
 }
 
 fn plus(sum: Option<Tensor>, term: Tensor) -> Result<Tensor> {

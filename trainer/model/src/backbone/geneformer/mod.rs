@@ -23,8 +23,9 @@ pub use model::Geneformer;
 pub const NAMES: Names = Names {
     blocks: "bert.encoder.layer",
     attention: "attention.self",
-    separate: true,
+    projections: Some(["query", "key", "value"]),
     token: Some("bert"),
+    prefix: None,
 };
 
 const EMBEDDINGS: &str = "bert.embeddings";
@@ -107,6 +108,8 @@ impl Blueprint {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
+            d_attention: self.shape.d_model,
+            pre_norm: false,
             names: NAMES,
         }
     }

@@ -27,8 +27,9 @@ pub use values::{ValueEncoder, ValueStyle};
 pub const NAMES: Names = Names {
     blocks: "transformer_encoder.layers",
     attention: "self_attn",
-    separate: false,
+    projections: None,
     token: Some("value_encoder"),
+    prefix: None,
 };
 
 const BLOCKS: BlockStyle = BlockStyle {
@@ -109,6 +110,8 @@ impl Blueprint {
         BlockShape {
             n_layers: self.shape.n_layers,
             d_model: self.shape.d_model,
+            d_attention: self.shape.d_model,
+            pre_norm: false,
             names: Names {
                 token: (self.inputs.values == ValueStyle::Continuous).then_some("value_encoder"),
                 ..NAMES
