@@ -232,7 +232,8 @@ fn check_picture(case: &mut Case, cells: Cells<'_>) {
         let picture = Cells::new("picture", picture, 2).unwrap();
         trustworthiness(cells, picture, 15).unwrap()
     };
-    golden.close("trustworthiness", &[trust(&theirs)], case.exact);
+    // The reference ranks equal distances by chance.
+    golden.close("trustworthiness", &[trust(&theirs)], 1e-5);
     let graph = Graph::of_neighbors(&exact(cells, 14).unwrap());
     let start = pca(cells, 2, 0).unwrap();
     let ours = umap(&graph, &start.scores, 2, &umap::Settings::default()).unwrap();
