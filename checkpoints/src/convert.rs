@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use scpeft_checkpoint::published;
 use scpeft_checkpoint::published::geneformer::genes::Pickles;
 use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
@@ -15,6 +16,7 @@ use scpeft_checkpoint::{
 };
 
 use crate::inspect::Kind;
+use crate::scfoundation::{self, Choice};
 
 /// Dictionaries and lists of genes that the command line names.
 #[derive(Debug, Clone, Default)]
@@ -26,13 +28,26 @@ pub(crate) struct GivenPickles {
 }
 
 /// Converts a tensor file to safetensors, or a published directory to our form.
-pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Result<String, Error> {
-    let count = match Kind::of(input)? {
+pub(crate) fn convert(
+    input: &Path,
+    output: &Path,
+    pickles: GivenPickles,
+    choice: &Choice,
+) -> Result<String, Error> {
+    let kind = Kind::of(input)?;
+    if kind != Kind::File || pickles.panel.is_some() {
+        choice.require_unused(input)?;
+    }
+    let count = match kind {
         Kind::File if pickles.panel.is_some() => scbert_directory(input, output, pickles.panel)?,
         Kind::Scbert => scbert_directory(input, output, pickles.panel)?,
         Kind::File => {
             fsx::refuse_existing(output)?;
             let file = TensorFile::open(input)?;
+            if !published::scfoundation::models(&file).is_empty() {
+                return scfoundation::convert(&file, output, choice);
+            }
+            choice.require_unused(input)?;
             file.verify()?;
             let tensors = named(file.tensors());
             write_safetensors(output, &tensors)?;
@@ -47,6 +62,7 @@ pub(crate) fn convert(input: &Path, output: &Path, pickles: GivenPickles) -> Res
             tensors.len()
         }
         Kind::Geneformer => geneformer_directory(input, output, pickles)?,
+        Kind::Scfoundation => scfoundation::copy(input, output)?,
         Kind::Run | Kind::Checkpoint | Kind::Adapter => {
             return Err(Error::Format {
                 path: input.to_owned(),
@@ -148,6 +164,9 @@ pub(crate) fn choose_checkpoint(run: &Path) -> Result<PathBuf, Error> {
 pub(crate) fn export(checkpoint: &Path, output: &Path) -> Result<String, Error> {
     verify_checkpoint(checkpoint)?;
     let backbone = backbone_files(checkpoint)?;
+    if backbone.join(published::scfoundation::CONFIG).is_file() {
+        return scfoundation::export(checkpoint, &backbone, output);
+    }
     if backbone.join(scbert::CONFIG).is_file() {
         return export_scbert(checkpoint, output);
     }
@@ -239,7 +258,11 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
         .ancestors()
         .nth(2)
         .ok_or_else(|| missing(checkpoint, "run directory"))?;
-    let marks = [geneformer::CONFIG, scbert::CONFIG];
+    let marks = [
+        geneformer::CONFIG,
+        scbert::CONFIG,
+        published::scfoundation::CONFIG,
+    ];
     if marks
         .iter()
         .any(|name| run.join("backbone").join(name).is_file())
@@ -255,7 +278,7 @@ fn backbone_files(checkpoint: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Refuses a checkpoint that holds adapters and heads only.
-fn require_whole(
+pub(crate) fn require_whole(
     checkpoint: &Path,
     wanted: &[(String, Vec<usize>)],
     shape_of: impl Fn(&str) -> Option<Vec<usize>>,

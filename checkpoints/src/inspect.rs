@@ -7,11 +7,12 @@ use scpeft_checkpoint::published::geneformer::{
     self, GeneDictionaries, GeneformerConfig, GeneformerWeights,
 };
 use scpeft_checkpoint::published::scbert::{self, ScbertConfig, ScbertWeights};
+use scpeft_checkpoint::published::scfoundation;
 use scpeft_checkpoint::published::scpeft::{self, Assumptions, Survey};
 use scpeft_checkpoint::run::{Manifest, read_manifest, verify_checkpoint};
 use scpeft_checkpoint::{
-    CheckpointStore, Dtype, Error, GeneformerDirectory, ScbertDirectory, ScgptDirectory,
-    TensorFile, fingerprint, peft, read_adapter,
+    CheckpointStore, Dtype, Error, GeneformerDirectory, ScbertDirectory, ScfoundationDirectory,
+    ScgptDirectory, TensorFile, fingerprint, peft, read_adapter,
 };
 use serde_json::{Value, json};
 
@@ -28,6 +29,8 @@ pub(crate) enum Kind {
     Backbone,
     /// A Geneformer backbone directory, published or converted.
     Geneformer,
+    /// An scFoundation backbone directory, converted.
+    Scfoundation,
     /// An scBERT backbone directory, converted or with the published file.
     Scbert,
     /// A tensor file.
@@ -47,6 +50,8 @@ impl Kind {
             Ok(Self::Checkpoint)
         } else if has(peft::CONFIG_FILE) || has(peft::TENSOR_FILE) {
             Ok(Self::Adapter)
+        } else if has(scfoundation::CONFIG) {
+            Ok(Self::Scfoundation)
         } else if has(scbert::CONFIG) || has(scbert::PUBLISHED) {
             Ok(Self::Scbert)
         } else if has(geneformer::CONFIG) && !has("args.json") {
@@ -97,7 +102,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn new(kind: &'static str, path: &Path) -> Self {
+    pub(crate) fn new(kind: &'static str, path: &Path) -> Self {
         Self {
             kind,
             path: path.to_owned(),
@@ -106,7 +111,7 @@ impl Found {
         }
     }
 
-    fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
+    pub(crate) fn fact(&mut self, name: &'static str, value: impl Into<Value>) {
         self.facts.push((name, value.into()));
     }
 
@@ -115,7 +120,7 @@ impl Found {
         (elements, self.tensors.iter().map(Row::bytes).sum())
     }
 
-    fn add_file(&mut self, prefix: &str, file: &TensorFile) {
+    pub(crate) fn add_file(&mut self, prefix: &str, file: &TensorFile) {
         for name in file.names() {
             let (dtype, shape) = file.info(name).expect("the name comes from the file");
             let row = Row {
@@ -197,6 +202,7 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
         Kind::Adapter => inspect_adapter(path),
         Kind::Backbone => inspect_backbone(path),
         Kind::Geneformer => inspect_geneformer(path),
+        Kind::Scfoundation => crate::scfoundation::inspect(path),
         Kind::Scbert => inspect_scbert(path),
         Kind::File => inspect_file(path),
     }
@@ -204,6 +210,9 @@ pub(crate) fn inspect(path: &Path) -> Result<Found, Error> {
 
 fn inspect_file(path: &Path) -> Result<Found, Error> {
     let file = TensorFile::open(path)?;
+    if !scfoundation::models(&file).is_empty() {
+        return crate::scfoundation::inspect_published(path, &file);
+    }
     let fine_tuned = scpeft::is_fine_tuned(&file);
     let kind = if scbert::is_scbert(&file) {
         "scBERT weights"
@@ -446,6 +455,13 @@ pub(crate) fn verify(path: &Path) -> Result<String, Error> {
                 "{shown}: ok, {} tensors\n",
                 backbone.weights().tensors().count()
             ))
+        }
+        Kind::Scfoundation => {
+            let backbone = ScfoundationDirectory::open(path)?;
+            backbone.require_complete()?;
+            backbone.file().verify()?;
+            let tensors = backbone.file().names().count();
+            Ok(format!("{shown}: ok, {tensors} tensors\n"))
         }
         Kind::Scbert => {
             let backbone = ScbertDirectory::open(path)?;

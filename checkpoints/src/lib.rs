@@ -41,6 +41,7 @@ pub use mirror::Mirror;
 pub use peft::{AdapterConfig, read_adapter, write_adapter};
 pub use published::geneformer::GeneformerDirectory;
 pub use published::scbert::ScbertDirectory;
+pub use published::scfoundation::ScfoundationDirectory;
 pub use published::scgpt::ScgptDirectory;
 pub use published::{LoadReport, fingerprint};
 pub use retention::Policy;

@@ -14,6 +14,7 @@ use scpeft_protocol::exit;
 mod convert;
 mod from_scpeft;
 mod inspect;
+mod scfoundation;
 
 /// Look into, verify and convert backbone weights, adapters and run checkpoints.
 #[derive(Debug, Parser)]
@@ -44,7 +45,8 @@ enum Command {
     },
     /// Convert a tensor file to safetensors, a published directory to one with model.safetensors
     /// and converted names (of a Geneformer also with its dictionaries), the weights of an scBERT and
-    /// the genes of its panel to such a directory, or a fine-tuned checkpoint of the scPEFT reference to an adapter.
+    /// the genes of its panel or one model of scFoundation's models.ckpt to such a directory, or a
+    /// fine-tuned checkpoint of the scPEFT reference to an adapter.
     #[command(after_help = exit::HELP)]
     Convert {
         /// A torch.save or safetensors file, or a published directory.
@@ -58,6 +60,8 @@ enum Command {
         output: Option<PathBuf>,
         #[command(flatten)]
         dictionaries: Dictionaries,
+        #[command(flatten)]
+        scfoundation: Box<scfoundation::Choice>,
         #[command(flatten)]
         conversion: Conversion,
     },
@@ -210,11 +214,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             input,
             output,
             dictionaries,
+            scfoundation,
             conversion,
         } => {
             let text = match (input, output, &conversion) {
                 (Some(input), Some(output), _) => {
-                    convert::convert(existing(&input)?, &output, dictionaries.given()?)?
+                    let given = dictionaries.given()?;
+                    convert::convert(existing(&input)?, &output, given, &scfoundation)?
                 }
                 (
                     _,

@@ -14,6 +14,7 @@ mod input;
 mod machine;
 mod object;
 mod records;
+mod variants;
 
 use std::rc::Rc;
 
@@ -76,9 +77,13 @@ pub(crate) struct TensorRecord {
 pub(crate) struct Records {
     pub(crate) tensors: Vec<(String, Rc<TensorRecord>)>,
     pub(crate) others: Vec<String>,
+    /// Of a file of several models: their settings, as JSON.
+    pub(crate) settings: Vec<(String, serde_json::Value)>,
 }
 
-/// Reads the pickle of a state dict, either bare or under `model_state_dict` or `state_dict`.
+/// Reads the pickle of a state dict, either bare or under `model_state_dict` or `state_dict`; or of
+/// several models, each a dictionary with its `state_dict` and perhaps its `config`. Tensors are then
+/// called `{model}/{name}`, settings `{model}/config`.
 pub(crate) fn read(bytes: &[u8]) -> Result<Records> {
     if bytes.len() > PICKLE_BYTES_MAX {
         return limit(format!(

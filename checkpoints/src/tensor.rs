@@ -311,7 +311,8 @@ impl TensorFile {
         &self.contents.others
     }
 
-    /// The `__metadata__` of a safetensors file.
+    /// The `__metadata__` of a safetensors file; of a torch.save file of several models the settings of
+    /// each, `{model}/config`, as JSON.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.contents.metadata
     }

@@ -115,8 +115,10 @@ pub(crate) fn read(path: &Path, bytes: &[u8]) -> Result<Contents> {
             reason: format!("its pickle: {reason}"),
         },
     })?;
+    let settings = records.settings.into_iter();
     let mut contents = Contents {
         others: records.others,
+        metadata: settings.map(|(k, v)| (k, v.to_string())).collect(),
         ..Contents::default()
     };
     let most = bytes.len().saturating_mul(SHARING_MAX);

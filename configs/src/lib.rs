@@ -37,6 +37,6 @@ pub use schema::{
     CellStyle, CheckpointSection, ClassWeights, Config, Corrupt, DataSection, DeviceChoice,
     EmbeddingNorm, FreezeRule, GeneKey, Init, KeyMax, LayerRule, Layers, LogSection,
     MetricsSection, MvcStyle, Optimizer, Placement, Precision, RunSection, Sampler, Schedule,
-    Select, Shape, Shard, SinkKind, Storage, Target, TaskKind, TaskSection, TrainSection,
-    Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
+    Select, Shape, Shard, SinkKind, Storage, Target, TargetDepth, TaskKind, TaskSection,
+    TrainSection, Trainable, Transport, ValueStyle, Vocab, WatchdogSection,
 };

@@ -472,6 +472,8 @@ fn the_presets_resolve() {
             "scbert-identification-encoder.toml",
             "scbert-identification-lora.toml",
             "scbert-identification-token.toml",
+            "scfoundation-identification-encoder.toml",
+            "scfoundation-identification-lora.toml",
             "scgpt-batch-correction.toml",
             "scgpt-identification-encoder.toml",
             "scgpt-identification-hybrid.toml",

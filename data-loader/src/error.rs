@@ -158,6 +158,9 @@ pub enum Error {
         /// What to do, or empty.
         help: String,
     },
+    /// A split of perturbations cannot be made, or leaks.
+    #[error(transparent)]
+    Split(scpeft_evaluation::Error),
     /// An error that several waiting threads met at once.
     #[error(transparent)]
     Shared(Arc<Error>),
@@ -182,7 +185,11 @@ impl Error {
     /// The exit code a binary ends with after this error.
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Options { .. } | Self::OutputExists { .. } => scpeft_protocol::exit::CONFIG,
+            Self::Options { .. }
+            | Self::OutputExists { .. }
+            | Self::Split(
+                scpeft_evaluation::Error::Setting { .. } | scpeft_evaluation::Error::Unknown { .. },
+            ) => scpeft_protocol::exit::CONFIG,
             Self::Shared(inner) => inner.exit_code(),
             Self::Internal { .. } | Self::Threads { .. } => scpeft_protocol::exit::INTERNAL,
             _ => scpeft_protocol::exit::DATA,

@@ -10,7 +10,9 @@
 
 pub mod batch;
 pub mod corpus;
+pub mod doses;
 mod error;
+pub mod export;
 pub mod genes;
 pub mod hvg;
 pub mod import;
@@ -18,6 +20,7 @@ pub mod index;
 pub mod molecules;
 pub mod order;
 pub mod parallel;
+pub mod perturbation;
 pub mod pipeline;
 pub mod preprocess;
 pub mod quality;
@@ -42,6 +45,7 @@ pub use tokenize::{
     Tokenizer,
     panel::{BinScale, PanelTokenizer},
     rank::{self, RankDictionary, RankTokenizer},
+    scfoundation::{ScfoundationOptions, ScfoundationTokenizer, TargetDepth},
     scgpt::{ScgptOptions, ScgptTokenizer, ValueStyle},
 };
 pub use vocab::{GeneKey, GeneMap, Overlap, Vocab};

@@ -22,6 +22,8 @@ enum Command {
     Import(Box<cli::import::Args>),
     /// Make a corpus of Parquet files that stay where they are.
     Index(Box<cli::index::Args>),
+    /// Put predictions and embeddings into a copy of the .h5ad file that the cells came from.
+    Export(cli::export::Args),
     /// Show what a corpus holds.
     Inspect(cli::inspect::Args),
     /// Count what a corpus holds: cells, genes, values, lengths of sequences.
@@ -30,6 +32,10 @@ enum Command {
     Verify(cli::verify::Args),
     /// Measure how well shuffling mixes the categories of a column.
     Quality(cli::quality::Args),
+    /// Hold perturbations out by a rule, checked for leaks.
+    Split(cli::split::Args),
+    /// Check tables of drugs, and make fingerprints of their molecules.
+    Molecules(cli::molecules::Args),
     /// Make synthetic cells that look like those of a large atlas.
     Synth(cli::synth::Args),
 }
@@ -50,10 +56,13 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Import(args) => cli::import::run(&args),
         Command::Index(args) => cli::index::run(&args),
+        Command::Export(args) => cli::export::run(&args),
         Command::Inspect(args) => cli::inspect::run(&args),
         Command::Stats(args) => cli::stats::run(&args),
         Command::Verify(args) => cli::verify::run(&args),
         Command::Quality(args) => cli::quality::run(&args),
+        Command::Split(args) => cli::split::run(&args),
+        Command::Molecules(args) => cli::molecules::run(&args),
         Command::Synth(args) => cli::synth::run(&args),
     };
     match done {

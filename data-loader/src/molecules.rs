@@ -5,6 +5,10 @@
 //! found by each of its keys. SMILES are compared as text: write them the same way everywhere, for
 //! instance as RDKit's canonical ones.
 
+mod drugs;
+mod structure;
+mod write;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,6 +21,10 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::listed;
 use crate::{Error, Result};
+
+pub use drugs::{Drug, DrugColumns, Drugs};
+pub use structure::{ACYCLIC, BITS, Structure};
+pub use write::write;
 
 /// Columns of a Parquet table that name a molecule, in the order of precedence.
 const KEYS: [&str; 3] = ["name", "smiles", "inchikey"];

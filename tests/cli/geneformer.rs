@@ -325,3 +325,61 @@ fn what_does_not_belong_together_is_refused_with_the_way_out() {
     let output = lab.command(1, &task).output().unwrap();
     refused(&output, 2, &["task.kind", "a Geneformer has none"]);
 }
+
+#[test]
+fn every_preset_trains_on_a_small_corpus_and_embeds() {
+    let lab = Lab::new(&Plan::default());
+    let published = publish(&lab);
+    let backbone = lab.path("geneformer");
+    let converted = checkpoint(&[&"convert", &published, &backbone]);
+    assert!(converted.status.success(), "{}", text(&converted.stderr));
+    for name in [
+        "geneformer-identification-lora",
+        "geneformer-identification-encoder",
+    ] {
+        let presets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/presets");
+        let run = lab.path(name);
+        let settings = [
+            format!("run.dir={}", run.display()),
+            format!("data.corpus={}", lab.corpus.display()),
+            format!("backbone.path={}", backbone.display()),
+            "data.max_len=32".to_owned(),
+            "train.max_steps=2".to_owned(),
+            "metrics.port=0".to_owned(),
+            "run.threads=1".to_owned(),
+            "log.every_steps=1".to_owned(),
+        ];
+        let mut train = on_ranks(1);
+        train
+            .arg("--config")
+            .arg(presets.join(format!("{name}.toml")));
+        train.args(settings.iter().flat_map(|s| ["--set", s]));
+        let trained = train.output().unwrap();
+        assert!(
+            trained.status.success(),
+            "{name}: {}",
+            text(&trained.stderr)
+        );
+        let losses = loss_curve(&run);
+        assert!(
+            losses.len() == 2 && losses.iter().all(|(_, loss)| loss.is_finite()),
+            "{name}: {losses:?}"
+        );
+        let output = lab.path(&format!("{name}-embedded"));
+        let embedded = on_ranks(1)
+            .args([
+                "embed",
+                "--run",
+                run.to_str().unwrap(),
+                "--output",
+                output.to_str().unwrap(),
+            ])
+            .output()
+            .unwrap();
+        let said = text(&embedded.stderr);
+        assert!(
+            embedded.status.success() && said.contains("120 cells embedded in 16 dimensions"),
+            "{said}"
+        );
+    }
+}

@@ -162,3 +162,63 @@ fn scalars(file: &serde_json::Value, tag: &str) -> Vec<(u64, f32)> {
         })
         .collect()
 }
+
+/// An AnnData with something of everything keeps all of it, and scanpy finds what was added.
+#[test]
+fn scanpy_opens_an_exported_file_unchanged_but_for_what_was_added() {
+    let lab = Lab::new(&Plan::default());
+    let run = lab.train(1, "run", &["--set", "train.epochs=2"]);
+    let (predicted, embedded) = (lab.path("predicted"), lab.path("embedded"));
+    for (command, output) in [("predict", &predicted), ("embed", &embedded)] {
+        let mut process = on_ranks(1);
+        process.arg(command).arg("--run").arg(&run);
+        process.arg("--output").arg(output).args(["--split", "all"]);
+        assert!(process.status().unwrap().success());
+    }
+    let work = lab.path("work");
+    std::fs::create_dir(&work).unwrap();
+    let program = scpeft_tests::binary("scpeft-data");
+    let found = run_script("export.py", &[&program, &predicted, &embedded, &work]);
+    assert_eq!(
+        found,
+        serde_json::json!({
+            "cells": 120, "missing": 10, "classes": scpeft_tests::corpus::TYPES,
+            "added": ["scpeft_predicted_type", "scpeft_true_type"],
+            "obsm": ["X_scpeft", "X_scpeft_probability", "X_unit"],
+        })
+    );
+    // Names that are taken, tables of other cells and files of another kind are refused.
+    let refuse = |arguments: &[&Path], words: &[&str]| {
+        let mut process = Command::new(&program);
+        process.arg("export").arg("--input").arg(arguments[0]);
+        process.arg("--table").arg(arguments[1]).arg("--output");
+        let output = process.arg(work.join("refused.h5ad")).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(
+            !output.status.success() && words.iter().all(|w| said.contains(w)),
+            "{said}"
+        );
+        let left = std::fs::read_dir(&work).unwrap().flatten();
+        let left: Vec<_> = left
+            .filter(|e| e.file_name().to_string_lossy().contains("refused"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    };
+    refuse(
+        &[&work.join("annotated.h5ad"), &predicted],
+        &["scpeft_predicted_type", "NAME=PATH"],
+    );
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/h5ad");
+    refuse(
+        &[&fixtures.join("csr.h5ad"), &predicted],
+        &["none of its 120 cells", "imported from"],
+    );
+    refuse(
+        &[&fixtures.join("legacy_records.h5ad"), &predicted],
+        &["table of records", "anndata"],
+    );
+    refuse(
+        &[&fixtures.join("csr.h5ad"), &lab.corpus],
+        &["no Parquet file", "cell_id"],
+    );
+}

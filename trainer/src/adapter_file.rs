@@ -173,6 +173,7 @@ fn one(
             placement: match o.placement {
                 Placement::AfterNorm => peft::Placement::AfterNorm,
                 Placement::Context => peft::Placement::Context,
+                Placement::AttentionOutput => peft::Placement::AttentionOutput,
             },
         },
         AdapterOptions::Mlp(o) => AdapterSettings::Mlp {

@@ -27,6 +27,17 @@ pub enum Command {
     /// labels metrics.json and confusion_matrix.svg.
     #[command(after_help = scpeft_protocol::exit::HELP)]
     Predict(PredictArgs),
+    /// Embed every cell with a trained run of any task, or with a backbone as it is: writes
+    /// embeddings.parquet and embedding.json.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Embed(EmbedArgs),
+    /// Find marker genes of groups of cells by what `<cls>` attends to, beside a Wilcoxon test: writes
+    /// markers.parquet, markers.csv, markers.json and pictures.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Markers(MarkersArgs),
+    /// Write one page about one or several runs: curves, scores, confusion, cells, cost, settings.
+    #[command(after_help = scpeft_protocol::exit::HELP)]
+    Report(ReportArgs),
     /// Score predicted responses to perturbations beside simple baselines and the noise of the cells:
     /// writes report.json, report.html, split.json and predictions.parquet. Without `--predictions`
     /// the baselines alone.
@@ -174,6 +185,108 @@ pub struct PredictArgs {
     /// Override a key of the run's configuration, for example `--set train.batch_cells=64`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// What encodes cells, and which.
+#[derive(Debug, Clone, Args)]
+pub struct EncoderArgs {
+    /// Directory of a finished or interrupted run, of any task.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "overrides"], conflicts_with = "config")]
+    pub run: Option<PathBuf>,
+    /// Without `--run`: a configuration (TOML) whose backbone encodes the cells as it is, without
+    /// adapters, heads and statistics of batches. With `--set` alone no file is needed:
+    /// `--set backbone.path=DIR --corpus DIR`.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Which checkpoint of the run: `best`, `latest`, or a step number.
+    #[arg(long, default_value = "best", value_name = "WHICH")]
+    pub checkpoint: String,
+    /// Corpus of the cells; that of the run or of the configuration when absent.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: Option<PathBuf>,
+    /// Which cells: a value of the split column, or `all`.
+    #[arg(long, default_value = "all", value_name = "NAME")]
+    pub split: String,
+    /// Override a key of the configuration, for example `--set train.batch_cells=64`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Arguments of embedding.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    /// What encodes the cells.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Scale every vector to length 1, as scGPT's published batch correction does.
+    #[arg(long)]
+    pub unit_length: bool,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of marker genes.
+#[derive(Debug, Args)]
+pub struct MarkersArgs {
+    /// What encodes the cells: a classifier that was trained on them, as published.
+    #[command(flatten)]
+    pub encoder: EncoderArgs,
+    /// Categorical obs column of the groups whose markers are looked for.
+    #[arg(long, value_name = "COLUMN")]
+    pub groups: String,
+    /// A group to look for markers of; all when absent. May be repeated.
+    #[arg(long, value_name = "GROUP")]
+    pub target: Vec<String>,
+    /// The group that it is compared with; all other cells when absent.
+    #[arg(long, value_name = "GROUP")]
+    pub background: Option<String>,
+    /// Layer whose attention is ranked, from 0; the last one when absent.
+    #[arg(long, value_name = "N")]
+    pub layer: Option<usize>,
+    /// Genes of a group's top table.
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = at_least_one)]
+    pub top: usize,
+    /// Known markers, one gene a line: how many of them are among the top genes.
+    #[arg(long, value_name = "FILE")]
+    pub gene_list: Option<PathBuf>,
+    /// Output directory.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of the report.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Directories of runs.
+    #[arg(required = true, value_name = "RUN")]
+    pub runs: Vec<PathBuf>,
+    /// Output of `predict` of a run: the first belongs to the first run, and so on.
+    #[arg(long, value_name = "DIR")]
+    pub predictions: Vec<PathBuf>,
+    /// Parquet files of cells, or folders of such: where one has a column `umap` the cells are drawn,
+    /// once for each column of labels. May be repeated.
+    #[arg(long, value_name = "PATH")]
+    pub cells: Vec<PathBuf>,
+    /// Corpus of these cells; that of the first run when absent.
+    #[arg(long, value_name = "DIR")]
+    pub corpus: Option<PathBuf>,
+    /// Categorical obs column that colours the cells; label and batch of the first run when absent. May
+    /// be repeated.
+    #[arg(long, value_name = "COLUMN")]
+    pub color_by: Vec<String>,
+    /// Output directory: report.html, figures as SVG and PNG, tables as CSV and Parquet.
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Replace an existing output directory.
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// What an evaluation of responses holds out.

@@ -1,11 +1,11 @@
 //! Putting corpus, backbone, adapters and task together.
 
-use std::path::Path;
+mod trained;
+
 use std::rc::Rc;
 use std::sync::Arc;
 
 use scpeft_checkpoint::LoadReport;
-use scpeft_checkpoint::peft::ScpeftRecord;
 use scpeft_checkpoint::published::Weights;
 use scpeft_collective::Topology;
 use scpeft_config::{Config, Shard, Trainable};
@@ -24,7 +24,7 @@ use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
 use crate::settings;
 use crate::step::tail_len;
-use crate::task::{self, Batches, Identification, IdentificationOptions, Staging, Task};
+use crate::task::{self, Batches, Staging, Task};
 
 /// A model bound to its tensors, with what feeds it.
 pub struct Assembly {
@@ -167,64 +167,6 @@ impl Assembly {
         })
     }
 
-    /// A classifier of the trained classes, on the backbone that the run recorded. The trained
-    /// tensors are still to be restored. Issues no collective.
-    ///
-    /// # Errors
-    /// Whatever is wrong with corpus, weights or device.
-    pub fn for_prediction(
-        config: &Config,
-        topology: &Topology,
-        gather: Option<Rc<dyn Gather>>,
-        run_dir: &Path,
-        record: &ScpeftRecord,
-    ) -> Result<(Self, Identification)> {
-        let (device, threads) = start_libtorch(config, topology)?;
-        let corpus = Arc::new(Corpus::open(&config.data.corpus)?);
-        let backbone = Backbone::of_run(config, run_dir)?;
-        let feed = Feed::open(config, corpus, &backbone)?;
-        let categories = match &config.data.label {
-            Some(label) => feed.corpus.categories(label)?.to_vec(),
-            None => Vec::new(),
-        };
-        let options = IdentificationOptions {
-            label: config.data.label.clone().unwrap_or_default(),
-            class_weights: config.task.class_weights,
-            classifier_layers: backbone.classifier_layers,
-            select: config.train.select,
-        };
-        let task = Identification::for_prediction(options, record.categories.clone(), &categories);
-        let batches = match settings::batch_column(config) {
-            Some(column) => {
-                let categories = feed.corpus.categories(column)?;
-                let known = record.batches.clone();
-                Some(Arc::new(Batches::named(column, known, categories)))
-            }
-            None => None,
-        };
-        let (params, model, report) =
-            build_model(config, &backbone, &task, batches.as_deref(), device, gather)?;
-        let boxed = Box::new(task.clone());
-        Ok((
-            Self {
-                staging: Staging {
-                    device,
-                    pad_id: feed.pad_id(),
-                    batches,
-                },
-                threads,
-                feed,
-                task: boxed,
-                params,
-                model,
-                backbone,
-                report,
-                splits: None,
-            },
-            task,
-        ))
-    }
-
     /// Loaders over the training and validation cells.
     ///
     /// # Errors
@@ -297,6 +239,7 @@ impl Assembly {
             grouped(overlap.corpus_genes as u64),
             overlap.key.name(),
         ));
+        lines.extend(self.backbone.coverage(overlap));
         let unlabelled = self.splits.as_ref().map_or(0, |s| s.unlabelled);
         if unlabelled > 0 {
             lines.push(format!(

@@ -60,6 +60,13 @@ impl Feed {
         self.tokenizer.pad_id()
     }
 
+    /// The token of each gene of the corpus; `None` for those that have none, and for all of them where
+    /// tokens do not stand for genes alone.
+    pub(crate) fn gene_tokens(&self) -> Vec<Option<i32>> {
+        let genes = 0..self.corpus.genes().len() as u32;
+        genes.map(|gene| self.tokenizer.token(gene)).collect()
+    }
+
     /// The cells of a split; the name `all` means every cell.
     ///
     /// # Errors

@@ -5,7 +5,9 @@ use std::io::{IsTerminal, Write};
 use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
-use scpeft_trainer::{Failure, Outcome, StopFlag, plan, predict, responses, run};
+use scpeft_trainer::{
+    Failure, Outcome, StopFlag, embed, markers, plan, predict, reporting, responses, run,
+};
 
 fn main() {
     let cli = Cli::parse();
@@ -37,6 +39,13 @@ fn main() {
     if let Some(Command::Plan(args)) = &cli.command {
         std::process::exit(match plan::plan(args) {
             Ok(table) if writeln!(std::io::stdout(), "{table}").is_ok() => exit::OK,
+            Ok(_) => exit::INTERNAL,
+            Err(failure) => report(&failure),
+        });
+    }
+    if let Some(Command::Report(args)) = &cli.command {
+        std::process::exit(match reporting::report(args) {
+            Ok(summary) if writeln!(std::io::stdout(), "{summary}").is_ok() => exit::OK,
             Ok(_) => exit::INTERNAL,
             Err(failure) => report(&failure),
         });
@@ -87,9 +96,15 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
         None => run::run(world.as_ref(), &cli.run, stop),
         Some(Command::Run(args)) => run::run(world.as_ref(), args, stop),
         Some(Command::Predict(args)) => predict::predict(world.as_ref(), args),
-        Some(Command::Keys | Command::Parameters(_) | Command::Plan(_) | Command::Evaluate(_)) => {
-            Ok(Outcome::Done)
-        }
+        Some(Command::Embed(args)) => embed::embed(world.as_ref(), args),
+        Some(Command::Markers(args)) => markers::markers(world.as_ref(), args),
+        Some(
+            Command::Keys
+            | Command::Parameters(_)
+            | Command::Plan(_)
+            | Command::Report(_)
+            | Command::Evaluate(_),
+        ) => Ok(Outcome::Done),
     };
     match result {
         Ok(Outcome::Done) => exit::OK,

@@ -1,19 +1,12 @@
 //! Prediction: the type of every cell, with probabilities and the cell embedding.
 
-use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, DictionaryArray, FixedSizeListArray, Float32Array, Int32Array, RecordBatch,
-    StringArray, UInt64Array,
-};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
-use scpeft_checkpoint::fsx::{self, Existing};
+use arrow::array::{ArrayRef, DictionaryArray, Float32Array, Int32Array, StringArray, UInt64Array};
+use arrow::datatypes::Int32Type;
+use scpeft_checkpoint::fsx;
 use scpeft_collective::Collective;
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::StepBatches;
@@ -22,18 +15,19 @@ use scpeft_model::exec::Pass;
 use scpeft_model::shard::Gather;
 use scpeft_protocol::exit;
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::Kind;
 
 use crate::Outcome;
 use crate::adapter_file;
 use crate::args::PredictArgs;
 use crate::assembly::Assembly;
-use crate::checkpointing::{RunDir, broadcast_path};
 use crate::consensus::agree;
 use crate::failure::{Failure, Result};
 use crate::feed::Share;
 use crate::shard;
+use crate::table::{self, Column, Table, arrow_failure};
 use crate::task::Identification;
+use crate::trained::{self, Output, host_values};
 
 /// Predicts as `args` say; the whole of `scpeft-train predict`.
 ///
@@ -43,83 +37,22 @@ use crate::task::Identification;
 /// # Errors
 /// Whatever is wrong with run, corpus or output directory.
 pub fn predict(world: &dyn Collective, args: &PredictArgs) -> Result<Outcome> {
-    let root = world.topology().is_root();
-    let run_dir = RunDir::new(&args.run);
-    let checkpoint = agree(
-        world,
-        if root {
-            choose(&run_dir, args).map(Some)
-        } else {
-            Ok(None)
-        },
-    )?;
-    let checkpoint = broadcast_path(world, checkpoint)?.unwrap_or_default();
-    let config = agree(world, configuration(args))?;
+    let output = Output {
+        path: &args.output,
+        overwrite: args.overwrite,
+        table: TABLE,
+    };
+    let checkpoint = trained::choose(world, &args.run, &args.checkpoint, &output)?;
+    let config = agree(world, trained::configuration(&args.run, &args.overrides))?;
     let gather = shard::gather(world, config.backbone.shard)?;
     let predictor = Predictor::load(world, args, config, gather, &checkpoint);
     let mut predictor = agree(world, predictor)?;
-    match predictor.run(world, args) {
+    match predictor.run(world, &output) {
         Err(failure) if world.topology().world_size > 1 => {
             tracing::error!("rank {}: {failure}", world.topology().rank);
             world.abort(failure.code)
         }
         result => result.map(|()| Outcome::Done),
-    }
-}
-
-fn choose(run_dir: &RunDir, args: &PredictArgs) -> Result<std::path::PathBuf> {
-    let output = args.output.display();
-    let occupied = fsx::refuse_existing(&args.output).is_err();
-    if occupied && !args.overwrite {
-        return Err(Failure::config(format!(
-            "`{output}` exists\nhelp: choose another `--output`; `--overwrite` replaces earlier predictions"
-        )));
-    }
-    if occupied && !args.output.join(TABLE).is_file() {
-        return Err(Failure::config(format!(
-            "`{output}` holds no predictions, so `--overwrite` does not replace it\nhelp: choose another `--output`"
-        )));
-    }
-    run_dir.checkpoint(&args.checkpoint)
-}
-
-/// The configuration of the run with the overrides of a prediction.
-fn configuration(args: &PredictArgs) -> Result<Config> {
-    require_harmless(&args.overrides)?;
-    Ok(scpeft_config::load(&args.run.join("config.toml"), &args.overrides)?.config)
-}
-
-/// Refuses overrides of what the adapter was trained with: they would predict with another
-/// function than the one that was trained, and say nothing.
-fn require_harmless(overrides: &[String]) -> Result<()> {
-    const MAY_CHANGE: [&str; 15] = [
-        "run.device",
-        "run.threads",
-        "run.name",
-        "data.corpus",
-        "data.label",
-        "data.batch",
-        "data.split_column",
-        "data.test",
-        "data.gene_key",
-        "data.loader_threads",
-        "data.prefetch_steps",
-        "backbone.path",
-        "backbone.shard",
-        "train.batch_cells",
-        "train.micro_batch_cells",
-    ];
-    let key = |text: &String| text.split('=').next().unwrap_or_default().trim().to_owned();
-    match overrides
-        .iter()
-        .map(key)
-        .find(|key| !MAY_CHANGE.contains(&key.as_str()))
-    {
-        None => Ok(()),
-        Some(key) => Err(Failure::config(format!(
-            "`--set {key}`: a prediction uses what the run was trained with\nhelp: only these may change: {}",
-            MAY_CHANGE.join(", ")
-        ))),
     }
 }
 
@@ -169,24 +102,7 @@ impl Predictor {
         let (assembly, task) =
             Assembly::for_prediction(&config, world.topology(), gather, &args.run, &record)?;
         let classes = record.categories.clone();
-        if !assembly.backbone.fingerprint.is_empty()
-            && assembly.backbone.fingerprint != record.backbone_fingerprint
-        {
-            return Err(Failure::weights(format!(
-                "backbone `{}` is not the one the adapter was trained on: fingerprint {} instead of {}\n\
-                 help: put back the backbone of the run, or name it with `--set backbone.path=DIR`",
-                assembly.backbone.origin,
-                assembly.backbone.fingerprint,
-                record.backbone_fingerprint
-            )));
-        }
-        adapter_file::restore(
-            &adapter_file::directory(checkpoint),
-            &config,
-            assembly.backbone.shape.n_layers,
-            &assembly.params,
-        )?;
-        assembly.model.constrain()?;
+        trained::restore(&assembly, &config, &record, checkpoint)?;
         let split = args
             .split
             .clone()
@@ -210,32 +126,20 @@ impl Predictor {
     }
 
     /// Predicts every cell and, on rank 0, publishes the output directory as a whole.
-    fn run(&mut self, world: &dyn Collective, args: &PredictArgs) -> Result<()> {
-        if !world.topology().is_root() {
-            for step in self.loader.epoch(0, 0) {
-                world.gather(&self.predict_step(world, &step?)?.encode())?;
-            }
-            return Ok(());
-        }
-        let existing = if args.overwrite {
-            Existing::Replace
-        } else {
-            Existing::Refuse
-        };
-        let summary = fsx::publish_dir(&args.output, existing, |dir| self.write(world, dir))?;
-        tracing::info!("{summary}; results in `{}`", args.output.display());
-        Ok(())
+    fn run(&mut self, world: &dyn Collective, output: &Output<'_>) -> Result<()> {
+        output.publish(world, |dir| self.write(world, dir))
     }
 
-    fn write(&self, world: &dyn Collective, dir: &Path) -> Result<String> {
+    /// What every rank does; rank 0, which is given a directory, writes what all found.
+    fn write(&mut self, world: &dyn Collective, dir: Option<&Path>) -> Result<String> {
         let mut confusion = Confusion::new(self.classes.len());
         let mut labelled = 0u64;
-        let path = dir.join(TABLE);
-        let mut writer: Option<ArrowWriter<File>> = None;
+        let mut table = dir.map(|dir| Table::new(dir.join(TABLE)));
         let mut total = 0;
         for step in self.loader.epoch(0, 0) {
             let own = self.predict_step(world, &step?)?;
             let parts = world.gather(&own.encode())?.unwrap_or_default();
+            let Some(table) = &mut table else { continue };
             let mut found = Found::default();
             for part in &parts {
                 found.append(Found::decode(part, self.classes.len())?);
@@ -247,19 +151,12 @@ impl Predictor {
                     labelled += 1;
                 }
             }
-            let batch = self.record_batch(&found)?;
-            if writer.is_none() {
-                writer = Some(create(&path, batch.schema())?);
-            }
-            if let Some(writer) = &mut writer {
-                writer
-                    .write(&batch)
-                    .map_err(|e| parquet_failure(&path, &e))?;
-            }
+            table.append(self.columns(found)?)?;
         }
-        if let Some(writer) = writer {
-            writer.close().map_err(|e| parquet_failure(&path, &e))?;
-        }
+        let (Some(table), Some(dir)) = (table, dir) else {
+            return Ok(String::new());
+        };
+        table.close()?;
         self.write_scores(dir, &confusion, labelled, total as u64)
     }
 
@@ -282,7 +179,7 @@ impl Predictor {
         metrics["confusion"] = json!(rows);
         let text = serde_json::to_string_pretty(&metrics).unwrap_or_default() + "\n";
         fsx::write_atomic(&dir.join("metrics.json"), text.as_bytes())?;
-        crate::plot::confusion_matrix(&dir.join("confusion_matrix.svg"), confusion, &self.classes)?;
+        crate::plot::confusion_matrix(dir, confusion, &self.classes)?;
         Ok(format!(
             "{total} cells predicted, {labelled} of them labelled: accuracy {:.4}, balanced accuracy {:.4}, macro F1 {:.4} \
              (always the most frequent type: accuracy {:.4})",
@@ -326,49 +223,44 @@ impl Predictor {
         Ok(found)
     }
 
-    fn record_batch(&self, found: &Found) -> Result<RecordBatch> {
+    fn columns(&self, found: Found) -> Result<Vec<Column>> {
         let rows = found.cells.len();
         let k = self.classes.len();
         let width = found.embeddings.len().checked_div(rows).unwrap_or(0);
-        let mut columns: Vec<(String, ArrayRef)> = Vec::new();
         let ids = self.assembly.feed.corpus.cell_ids(&found.cells)?;
-        columns.push(("cell_id".into(), Arc::new(StringArray::from(ids))));
-        columns.push((
-            "cell_index".into(),
-            Arc::new(UInt64Array::from(found.cells.clone())),
-        ));
         let predicted: Vec<i32> = (0..rows)
             .map(|row| found.predicted(row, k) as i32)
             .collect();
-        columns.push((
-            "predicted_type".into(),
-            self.types(Int32Array::from(predicted))?,
-        ));
+        let mut columns: Vec<Column> = vec![
+            ("cell_id".into(), Arc::new(StringArray::from(ids)), false),
+            (
+                "cell_index".into(),
+                Arc::new(UInt64Array::from(found.cells)),
+                false,
+            ),
+            (
+                "predicted_type".into(),
+                self.types(Int32Array::from(predicted))?,
+                false,
+            ),
+        ];
         if self.config.data.label.is_some() {
             let truth: Int32Array = found
                 .labels
                 .iter()
                 .map(|&c| self.task.class(c).map(|c| c as i32))
                 .collect();
-            columns.push(("true_type".into(), self.types(truth)?));
+            columns.push(("true_type".into(), self.types(truth)?, true));
         }
         for (class, name) in self.classes.iter().enumerate() {
             let values: Float32Array = (0..rows)
                 .map(|row| Some(found.probabilities[row * k + class]))
                 .collect();
-            columns.push((format!("probability:{name}"), Arc::new(values)));
+            columns.push((format!("probability:{name}"), Arc::new(values), false));
         }
-        let item = Arc::new(Field::new("item", DataType::Float32, false));
-        let values = Arc::new(Float32Array::from(found.embeddings.clone()));
-        let embedding = FixedSizeListArray::try_new(item, width as i32, values, None)
-            .map_err(|e| arrow_failure(&e))?;
-        columns.push(("embedding".into(), Arc::new(embedding)));
-        let fields: Vec<Field> = columns
-            .iter()
-            .map(|(name, array)| Field::new(name, array.data_type().clone(), name == "true_type"))
-            .collect();
-        let arrays = columns.into_iter().map(|(_, array)| array).collect();
-        RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays).map_err(|e| arrow_failure(&e))
+        let embedding = table::vectors(found.embeddings, width)?;
+        columns.push(("embedding".into(), embedding, false));
+        Ok(columns)
     }
 
     /// Class indices as a categorical column.
@@ -461,31 +353,6 @@ impl Found {
             embeddings: floats(embeddings),
         })
     }
-}
-
-fn host_values(tensor: &Tensor) -> Result<Vec<f32>> {
-    let flat = tensor
-        .f_to_device(Device::Cpu)?
-        .f_to_kind(Kind::Float)?
-        .f_reshape([-1])?;
-    Ok(Vec::<f32>::try_from(&flat)?)
-}
-
-fn create(path: &Path, schema: arrow::datatypes::SchemaRef) -> Result<ArrowWriter<File>> {
-    let file = File::create(path).map_err(crate::failure::io(path))?;
-    let level = ZstdLevel::try_new(1).map_err(|e| parquet_failure(path, &e))?;
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(level))
-        .build();
-    ArrowWriter::try_new(file, schema, Some(properties)).map_err(|e| parquet_failure(path, &e))
-}
-
-fn parquet_failure(path: &Path, error: &parquet::errors::ParquetError) -> Failure {
-    Failure::new(exit::INTERNAL, format!("`{}`: {error}", path.display()))
-}
-
-fn arrow_failure(error: &arrow::error::ArrowError) -> Failure {
-    Failure::new(exit::INTERNAL, format!("predictions: {error}"))
 }
 
 #[cfg(test)]

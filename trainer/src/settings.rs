@@ -37,6 +37,7 @@ fn adapter(config: &Config, kind: AdapterKind) -> Option<AdapterOptions> {
             placement: match a.placement {
                 scpeft_config::Placement::AfterNorm => Placement::AfterNorm,
                 scpeft_config::Placement::Context => Placement::Context,
+                scpeft_config::Placement::AttentionOutput => Placement::AttentionOutput,
             },
             zero_init: a.zero_init,
         }),
@@ -111,7 +112,12 @@ pub(crate) fn inputs(
         },
         perturbation_pad: None,
         cell: match config.backbone.cell_style {
-            CellStyle::Cls => scgpt::CellStyle::Cls,
+            // Pools of features are scFoundation's, and refused for scGPT.
+            CellStyle::Cls
+            | CellStyle::MaxPool
+            | CellStyle::MaxPoolPadded
+            | CellStyle::AllPool
+            | CellStyle::AllPoolPadded => scgpt::CellStyle::Cls,
             CellStyle::AveragePool => scgpt::CellStyle::AveragePool(Pooled::Tokens),
             CellStyle::WeightedPool => scgpt::CellStyle::WeightedPool(Pooled::Tokens),
             CellStyle::AveragePoolPadded => scgpt::CellStyle::AveragePool(Pooled::Everything),

@@ -116,9 +116,10 @@ fn layout_of(adapters: &[AdapterSettings], name: &str) -> Result<Layout> {
     Ok(Layout::AsItIs)
 }
 
-/// The index in `….layers.{i}.…` or `….layer.{i}.…`.
+/// The index in `….layers.{i}.…`, `….layer.{i}.…` or, where nothing stands between,
+/// `….transformer_encoder.{i}.…`.
 fn layer_of(name: &str) -> Option<usize> {
-    let rest = ["layers.", "layer."]
+    let rest = ["layers.", "layer.", "transformer_encoder."]
         .iter()
         .find_map(|stem| Some(name.split_once(stem)?.1))?;
     rest.split_once('.')?.0.parse().ok()

@@ -144,6 +144,8 @@ pub enum Placement {
     AfterNorm,
     /// On what the attention heads found.
     Context,
+    /// On the projected output of the attention.
+    AttentionOutput,
 }
 
 /// What the modules of query, key and value are called, where they have one each.

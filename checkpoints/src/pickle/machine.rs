@@ -128,7 +128,7 @@ impl<'a> Machine<'a> {
     fn scalar(&mut self, opcode: u8) -> Result<()> {
         let object = match opcode {
             b'N' => Object::None,
-            0x88 | 0x89 => Object::Bool,
+            0x88 | 0x89 => Object::Bool(opcode == 0x88),
             b'K' => Object::Int(i64::from(self.input.take(1)?[0])),
             b'M' => Object::Int(self.input.u16()?),
             b'J' => Object::Int(i64::from(self.input.u32()? as i32)),

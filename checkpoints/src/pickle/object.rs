@@ -14,7 +14,7 @@ pub(super) type Id = u32;
 #[derive(Debug)]
 pub(super) enum Object {
     None,
-    Bool,
+    Bool(bool),
     Int(i64),
     Float(f64),
     /// The first few of them: numbers are short.
@@ -38,7 +38,7 @@ impl Object {
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",
-            Self::Bool => "a bool",
+            Self::Bool(_) => "a bool",
             Self::Int(_) => "an int",
             Self::Float(_) => "a float",
             Self::Bytes(_) => "bytes",

@@ -30,22 +30,10 @@ impl Machine<'_> {
             }
         }
         let mut records = Records::default();
-        let mut names = HashSet::new();
-        for &(key, value) in entries {
-            let name = self.text_of(key)?;
-            match self.object(value) {
-                Object::Tensor(tensor) => {
-                    records.tensors.push((name.to_string(), Rc::clone(tensor)));
-                }
-                other => records.others.push(format!("{name} ({})", other.kind())),
-            }
-            if records.tensors.len() > TENSORS_MAX {
-                return limit(format!("it has more than {TENSORS_MAX} tensors"));
-            }
-            // Checked here, not by the caller, because repetition is what memo entries make cheap.
-            if !names.insert(name) {
-                return malformed("a key of its dict appears twice");
-            }
+        if self.holds_models(entries) {
+            self.models(entries, &mut records)?;
+        } else {
+            self.add_tensors("", entries, &mut records)?;
         }
         if records.tensors.is_empty() {
             return malformed(format!(
@@ -60,5 +48,33 @@ impl Machine<'_> {
             ));
         }
         Ok(records)
+    }
+
+    /// Adds the tensors of a dictionary, with a prefix to their names.
+    pub(super) fn add_tensors(
+        &self,
+        prefix: &str,
+        entries: &[(Id, Id)],
+        records: &mut Records,
+    ) -> Result<()> {
+        let mut names = HashSet::new();
+        for &(key, value) in entries {
+            let name = self.text_of(key)?;
+            match self.object(value) {
+                Object::Tensor(tensor) => {
+                    let name = format!("{prefix}{name}");
+                    records.tensors.push((name, Rc::clone(tensor)));
+                }
+                other => (records.others).push(format!("{prefix}{name} ({})", other.kind())),
+            }
+            if records.tensors.len() > TENSORS_MAX {
+                return limit(format!("it has more than {TENSORS_MAX} tensors"));
+            }
+            // Checked here, not by the caller, because repetition is what memo entries make cheap.
+            if !names.insert(name) {
+                return malformed("a key of its dict appears twice");
+            }
+        }
+        Ok(())
     }
 }

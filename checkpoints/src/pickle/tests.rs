@@ -61,6 +61,7 @@ fn a_state_dict_is_read_bare_or_nested_and_other_entries_are_listed() {
     let expected = Records {
         tensors: vec![("w".to_owned(), Rc::new(record()))],
         others: vec!["epoch (an int)".to_owned()],
+        settings: Vec::new(),
     };
     assert_eq!(read(&bare).unwrap(), expected);
     for key in ["model_state_dict", "state_dict"] {
@@ -404,4 +405,65 @@ fn what_a_dictionary_does_not_need_is_refused() {
     let found = read(&pickle(&[b"}(", &text("w"), &scalar, b"u"]));
     let name = format!("{MODULE}.scalar");
     assert_eq!(found, Err(PickleError::Forbidden(name)));
+}
+
+#[test]
+fn several_models_are_read_with_their_settings() {
+    let model = |settings: &[u8]| {
+        [
+            b"}(".as_slice(),
+            &text("config"),
+            settings,
+            &text("state_dict"),
+            b"}",
+            &text("w"),
+            &tensor(),
+            b"su",
+        ]
+        .concat()
+    };
+    // {"depth": 3, "on": True, "off": None, "list": [0.5]}
+    let settings = [
+        b"}(".as_slice(),
+        &text("depth"),
+        b"K\x03",
+        &text("on"),
+        b"\x88",
+        &text("off"),
+        b"N",
+        &text("list"),
+        b"]G\x3f\xe0\0\0\0\0\0\0au",
+    ]
+    .concat();
+    let bytes = pickle(&[
+        b"}(",
+        &text("gene"),
+        &model(&settings),
+        &text("cell"),
+        &model(b"}"),
+        &text("note"),
+        b"K\x01u",
+    ]);
+    let found = read(&bytes).unwrap();
+    let names: Vec<&str> = found
+        .tensors
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert_eq!(names, ["gene/w", "cell/w"]);
+    assert_eq!(found.others, ["note (an int)"]);
+    let expected = serde_json::json!({"depth": 3, "on": true, "off": null, "list": [0.5]});
+    assert_eq!(found.settings[0], ("gene/config".to_owned(), expected));
+    // A list that holds itself over and over.
+    let mut bomb = b"]q\x000".to_vec();
+    for at in 0..40u8 {
+        bomb.extend([b']', b'q', at + 1, b'(', b'h', at, b'h', at, b'e', b'0']);
+    }
+    bomb.extend([b'h', 40]);
+    let bytes = pickle(&[b"}(", &text("gene"), &model(&bomb), b"u"]);
+    assert!(
+        matches!(read(&bytes), Err(PickleError::Limit(_))),
+        "{:?}",
+        read(&bytes).is_ok()
+    );
 }

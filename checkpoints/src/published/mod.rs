@@ -3,6 +3,7 @@
 
 pub mod geneformer;
 pub mod scbert;
+pub mod scfoundation;
 pub mod scgpt;
 pub mod scpeft;
 
@@ -33,7 +34,8 @@ pub trait Weights: fmt::Debug {
 
 /// The files that tell what kind of backbone a directory holds, most telling first: kind, article
 /// included, and the configuration's name of it.
-const MARKS: [(&str, &str, &str); 3] = [
+const MARKS: [(&str, &str, &str); 4] = [
+    (scfoundation::CONFIG, "an scFoundation", "scfoundation"),
     (scbert::CONFIG, "an scBERT", "scbert"),
     ("args.json", "an scGPT", "scgpt"),
     (geneformer::CONFIG, "a Geneformer", "geneformer"),

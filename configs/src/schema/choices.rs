@@ -48,6 +48,8 @@ choice! {
         Scgpt = "scgpt",
         /// Geneformer: a BERT encoder over genes in order of their expression.
         Geneformer = "geneformer",
+        /// scFoundation: an encoder over expressed genes and their values.
+        Scfoundation = "scfoundation",
         /// scBERT: a Performer over all genes of a panel.
         Scbert = "scbert",
     }
@@ -102,6 +104,8 @@ choice! {
         AfterNorm = "after-norm",
         /// On what the attention heads found, before it is projected.
         Context = "context",
+        /// On the projected output of the attention, before the residual sum.
+        AttentionOutput = "attention-output",
     }
 }
 
@@ -144,7 +148,7 @@ choice! {
         Encoder = "encoder",
         /// Low-rank updates of the packed query, key and value projection.
         Lora = "lora",
-        /// A bottleneck on the embedding: of values in scGPT, as a whole in Geneformer.
+        /// A bottleneck on the embedding: of values in scGPT, as a whole in the others.
         Token = "token",
         /// Trainable hidden states after `<cls>`.
         Prefix = "prefix",
@@ -252,6 +256,14 @@ choice! {
         AveragePoolPadded = "average-pool-padded",
         /// The weighted sum over all positions, padding included, as in the published code.
         WeightedPoolPadded = "weighted-pool-padded",
+        /// The largest of each feature over all tokens.
+        MaxPool = "max-pool",
+        /// The largest over all positions, padding included, as in the published code.
+        MaxPoolPadded = "max-pool-padded",
+        /// The last two tokens, and the largest and the mean over all others, side by side.
+        AllPool = "all-pool",
+        /// The same over all positions, padding included, as in the published code.
+        AllPoolPadded = "all-pool-padded",
     }
 }
 

@@ -18,7 +18,7 @@ pub use choices::{
     Precision, Sampler, Schedule, Select, Shard, SinkKind, Storage, Target, TaskKind, Trainable,
     Transport, ValueStyle,
 };
-pub use values::{AdapterKinds, Layers, Vocab};
+pub use values::{AdapterKinds, Layers, TargetDepth, Vocab};
 
 section! {
     /// `[run]`: where the run lives and how it uses the machine.
@@ -94,6 +94,11 @@ section! {
         normalize_total: Option<f64> = None;
         /// Take log(1+x) after scaling. Default: on for counts, off for log-normalised values.
         log1p: Option<bool> = None;
+        /// scFoundation only: two more tokens, how deep a cell was sequenced (S, the log10 of its counts)
+        /// and how deep it should have been (T): `t4` (T is 4 for every cell), `f2` (twice its counts)
+        /// or `a1` (S + 1), or other numbers. Default: unset, no such tokens, as in the reference's
+        /// annotation; its cell embeddings have them, with `t4`.
+        target_depth: Option<TargetDepth> = None;
         /// scBERT only: what becomes of a value before it is cut off to the number of its bin. `log2`:
         /// log2(1 + x) of counts scaled to 10,000 over the genes of the panel, as in pretraining.
         /// `scaled`: without the logarithm. `as-they-are`: nothing, as the published scripts of
@@ -146,18 +151,19 @@ section! {
 section! {
     /// `[backbone]`: the model that is adapted.
     BackboneSection at "backbone" {
-        /// The architecture: `scgpt`, `geneformer` or `scbert`. Default `scgpt`.
+        /// The architecture: `scgpt`, `geneformer`, `scbert` or `scfoundation`. Default `scgpt`.
         architecture: Architecture = Architecture::Scgpt;
         /// A directory with weights and what belongs to them: `args.json` and `vocab.json` of scGPT;
         /// `config.json` and dictionaries of genes of Geneformer, `scbert.json` and `genes.txt` of
-        /// scBERT, as `scpeft-checkpoint convert` writes them. Give either this or `init`.
+        /// scBERT, `scfoundation.json` and `genes.tsv` of scFoundation, as `scpeft-checkpoint convert`
+        /// writes them. Give either this or `init`.
         path: Option<PathBuf> = None;
         /// `random`: start from weights drawn from the seed, to pretrain a backbone.
         init: Option<Init> = None;
         /// With `init = "random"`: `corpus` takes the vocabulary from the gene table of the
         /// corpus, anything else is the path of a `vocab.json` (of Geneformer: of a directory with
-        /// its dictionaries; of scBERT: of a text with the genes of its panel, one a line). Default
-        /// `corpus`.
+        /// its dictionaries; of scBERT: of a text with the genes of its panel, one a line; of
+        /// scFoundation: of its list of genes). Default `corpus`.
         vocab: Vocab = Vocab::Corpus;
         /// Dropout inside the blocks and the value encoder. Default 0.2; from 0 up to but
         /// excluding 1.
@@ -167,6 +173,9 @@ section! {
         /// and keeps heads x length x length probabilities, at 2.5 times the time and twice the
         /// memory of a step with 512 tokens. The start-up line says which it is.
         attention_dropout: Option<f64> = None;
+        /// scFoundation only: dropout inside the classifier of `max-pool`. Default 0.5, as published;
+        /// from 0 up to but excluding 1.
+        head_dropout: Option<f64> = None;
         /// Which ranks share the frozen layers: `none` (each rank has all of them), `node` (the
         /// ranks of a machine) or `world` (all ranks). Default `none`. A rank of N holds 1/N of
         /// each layer, and while a layer is used that layer and the next; layers are gathered
@@ -178,9 +187,11 @@ section! {
         /// before it is used and recomputed in the backward pass, as with `run.recompute`. Default
         /// `full`. A weight is off by at most 1/254 of the largest of its channel.
         storage: Storage = Storage::Full;
-        /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens.
-        /// `average-pool-padded` and `weighted-pool-padded` count padding as the published code
-        /// does: a cell's embedding then depends on the longest cell beside it. Default `cls`.
+        /// What stands for a cell: `cls`, `average-pool` or `weighted-pool`, over its tokens; of
+        /// scFoundation `max-pool` or `all-pool` (the last two tokens, which are the read depths where
+        /// `data.target_depth` is set, and the largest and the mean over all others). Those that end in
+        /// `-padded` count padding as the published code does: a cell's embedding then depends on the
+        /// longest cell beside it. Default `cls`.
         cell_style: CellStyle = CellStyle::Cls;
         /// The layer whose states it is made of: `last` or `second-to-last` (Geneformer only, its
         /// published default). Default `last`.
@@ -234,8 +245,9 @@ section! {
         /// Width of the bottlenecks as a share of `d_model`, rounded down. Default 0.25; above 0
         /// and at most 8. The published default of `token` on its own is 1.
         mlp_ratio: f64 = 0.25;
-        /// Where the bottleneck of `encoder` acts: `after-norm` (after the first norm of a layer) or
-        /// `context` (on what the attention heads found). Default `after-norm`.
+        /// Where the bottleneck of `encoder` acts: `after-norm` (after the first norm of a layer),
+        /// `context` (on what the attention heads found) or `attention-output` (on its projection, before
+        /// the residual sum; where scPEFT has it in scFoundation). Default `after-norm`.
         placement: Placement = Placement::AfterNorm;
         /// Weight of the `mlp` adapter's output. Default 0.5; above 0.
         mlp_scale: f64 = 0.5;

@@ -105,6 +105,56 @@ impl Field for Vocab {
     }
 }
 
+/// How deep cells should have been sequenced: a letter and a number.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TargetDepth {
+    /// `t4`: the log10 of the counts that every cell should have.
+    Fixed(f32),
+    /// `f2`: a multiple of a cell's own counts.
+    Fold(f32),
+    /// `a1`: what is added to the log10 of a cell's own counts.
+    Added(f32),
+}
+
+const TARGET_DEPTH: &str = "`t`, `f` or `a` with a number above 0, such as `t4`";
+
+impl TryFrom<String> for TargetDepth {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let rule = text.get(..1).unwrap_or_default();
+        let number = text.get(1..).and_then(|n| n.parse::<f32>().ok());
+        match (rule, number.filter(|n| n.is_finite() && *n > 0.0)) {
+            ("t", Some(depth)) => Ok(Self::Fixed(depth)),
+            ("f", Some(fold)) => Ok(Self::Fold(fold)),
+            ("a", Some(more)) => Ok(Self::Added(more)),
+            _ => Err(format!("expected {TARGET_DEPTH}, found `{text}`")),
+        }
+    }
+}
+
+impl From<TargetDepth> for String {
+    fn from(depth: TargetDepth) -> Self {
+        match depth {
+            TargetDepth::Fixed(depth) => format!("t{depth}"),
+            TargetDepth::Fold(fold) => format!("f{fold}"),
+            TargetDepth::Added(more) => format!("a{more}"),
+        }
+    }
+}
+
+impl Field for TargetDepth {
+    fn parse(value: &Value) -> Result<Self, Mismatch> {
+        let text = value.as_str().map(str::to_owned);
+        text.and_then(|text| text.try_into().ok())
+            .ok_or_else(|| Mismatch::new(TARGET_DEPTH))
+    }
+    fn render(&self) -> Option<Value> {
+        Some(Value::String((*self).into()))
+    }
+}
+
 /// The adapters of a model: one name, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(transparent)]

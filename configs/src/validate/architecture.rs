@@ -10,9 +10,13 @@ pub(super) fn architecture(config: &Config, check: &mut Check<'_>) {
     if check.refused("backbone.architecture") {
         return;
     }
+    if config.backbone.architecture != Architecture::Scfoundation {
+        without_depths(config, check);
+    }
     match config.backbone.architecture {
         Architecture::Scgpt => scgpt(config, check),
         Architecture::Geneformer => geneformer(config, check),
+        Architecture::Scfoundation => scfoundation(config, check),
         Architecture::Scbert => return scbert(config, check),
     }
     let (backbone, usual) = (&config.backbone, Shape::default());
@@ -107,6 +111,101 @@ fn scgpt(config: &Config, check: &mut Check<'_>) {
                 key,
                 format!("`{key}` has no effect on scGPT"),
                 "remove it, or set `backbone.architecture = \"geneformer\"`",
+            );
+        }
+    }
+}
+
+/// What only scFoundation has.
+fn without_depths(config: &Config, check: &mut Check<'_>) {
+    let (backbone, name) = (&config.backbone, config.backbone.architecture);
+    // The others say themselves what may stand for a cell.
+    let pools = name == Architecture::Scgpt && pools_features(backbone.cell_style);
+    for (key, given) in [
+        ("data.target_depth", config.data.target_depth.is_some()),
+        ("backbone.head_dropout", backbone.head_dropout.is_some()),
+        ("backbone.cell_style", pools),
+    ] {
+        if given && !check.refused(key) {
+            check.conflict(
+                key,
+                format!(
+                    "`{key}` is a setting of scFoundation, and `backbone.architecture` is `{name}`"
+                ),
+                "remove it, or set `backbone.architecture = \"scfoundation\"`",
+            );
+        }
+    }
+}
+
+fn pools_features(style: CellStyle) -> bool {
+    matches!(
+        style,
+        CellStyle::MaxPool
+            | CellStyle::MaxPoolPadded
+            | CellStyle::AllPool
+            | CellStyle::AllPoolPadded
+    )
+}
+
+fn scfoundation(config: &Config, check: &mut Check<'_>) {
+    let (backbone, data, kind) = (&config.backbone, &config.data, config.task.kind);
+    if kind != TaskKind::Identification && !check.refused("task.kind") {
+        check.conflict(
+            "task.kind",
+            format!("`task.kind` is `{kind}`, for which scFoundation is not trained here"),
+            "set `task.kind = \"identification\"`, or `backbone.architecture = \"scgpt\"`",
+        );
+    }
+    let style = backbone.cell_style;
+    if !pools_features(style) {
+        check.conflict(
+            "backbone.cell_style",
+            format!("`backbone.cell_style` is `{style}`, which scFoundation has not"),
+            "use `max-pool`, or `all-pool`",
+        );
+    }
+    if data.log1p == Some(false) {
+        check.conflict(
+            "data.log1p",
+            "`data.log1p` is false, and scFoundation reads ln(1 + x) of scaled counts",
+            "remove it",
+        );
+    }
+    if let Some(rate) = backbone.head_dropout {
+        check.range(
+            "backbone.head_dropout",
+            rate,
+            (0.0..1.0).contains(&rate),
+            ">= 0 and < 1",
+        );
+    }
+    let (shape, usual) = (&backbone.shape, Shape::default());
+    for (key, set) in [
+        ("data.include_zero_genes", data.include_zero_genes),
+        (
+            "backbone.cell_layer",
+            backbone.cell_layer != CellLayer::Last,
+        ),
+        (
+            "backbone.freeze_rule",
+            backbone.freeze_rule != FreezeRule::Tutorial,
+        ),
+        ("backbone.norm", backbone.norm != EmbeddingNorm::None),
+        (
+            "backbone.shape.n_layers_cls",
+            shape.n_layers_cls != usual.n_layers_cls,
+        ),
+        (
+            "backbone.shape.value_style",
+            shape.value_style != usual.value_style,
+        ),
+    ] {
+        if set {
+            check.conflict(
+                key,
+                format!("`{key}` has no effect on scFoundation"),
+                "remove it",
             );
         }
     }

@@ -9,7 +9,7 @@ use scpeft_data::corpus::{Profile, WriterOptions};
 use scpeft_data::hvg;
 use scpeft_data::import::{
     self, FilterOptions, HvgOptions, ImportOptions, ImportReport, Join, JoinKey, MatrixOption,
-    SplitOptions, ValuesOption,
+    OneToMany, OrthologueOptions, SplitOptions, ValuesOption,
 };
 
 const EXAMPLES: &str = "\
@@ -52,6 +52,13 @@ enum Flavor {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
+enum Rules {
+    Sum,
+    Best,
+    Drop,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum Profiles {
     List,
     Packed,
@@ -89,6 +96,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME")]
     genome: Option<String>,
     #[command(flatten)]
+    orthologues: OrthologueArgs,
+    #[command(flatten)]
     join: JoinArgs,
     #[command(flatten)]
     split: SplitArgs,
@@ -109,6 +118,42 @@ pub(crate) struct Args {
     overwrite: bool,
     #[command(flatten)]
     filter: FilterArgs,
+}
+
+/// Cells of one species as if they were of another, before any other choice of genes.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Another species")]
+struct OrthologueArgs {
+    /// Table of orthologues: homologene's, or two columns of gene names, with tabs or commas; a header
+    /// may name the species. Genes without an orthologue are left out
+    #[arg(long, value_name = "FILE", requires = "from", requires = "to")]
+    orthologues: Option<PathBuf>,
+    /// Species of the cells: mouse, rat, macaque, zebrafish, fly, worm, ..., or a number of NCBI's taxonomy
+    #[arg(long, value_name = "SPECIES", requires = "orthologues")]
+    from: Option<String>,
+    /// Species of the backbone
+    #[arg(long, value_name = "SPECIES", requires = "orthologues")]
+    to: Option<String>,
+    /// Genes with several orthologues. sum: a gene gets the sum of all genes that it is an orthologue of,
+    /// and a gene with several goes to the best; best: it gets the best alone; drop: such genes are left
+    /// out. The best has the same name but for upper and lower case, else it comes first in the table
+    #[arg(long, value_enum, default_value_t = Rules::Sum, requires = "orthologues")]
+    one_to_many: Rules,
+}
+
+impl OrthologueArgs {
+    fn options(&self) -> Option<OrthologueOptions> {
+        Some(OrthologueOptions {
+            path: self.orthologues.clone()?,
+            from: self.from.clone()?,
+            to: self.to.clone()?,
+            one_to_many: match self.one_to_many {
+                Rules::Sum => OneToMany::Sum,
+                Rules::Best => OneToMany::Best,
+                Rules::Drop => OneToMany::Drop,
+            },
+        })
+    }
 }
 
 /// Several inputs. Cell ids that occur in two of them get the name of their input. Obs columns are united;
@@ -225,6 +270,7 @@ impl Args {
                 Values::Lognorm => ValuesOption::Lognorm,
             },
             genome: self.genome.clone(),
+            orthologues: self.orthologues.options(),
             join: match self.join.join {
                 Joins::Union => Join::Union,
                 Joins::Intersection => Join::Intersection,

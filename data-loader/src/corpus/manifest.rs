@@ -51,6 +51,17 @@ pub struct Lookup {
     pub values: IndexMap<String, serde_json::Value>,
 }
 
+/// How an obs column that was added to a finished corpus follows from others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Derived {
+    /// The categorical obs columns it follows from.
+    pub by: Vec<String>,
+    /// What their categories together stand for; combinations that are not listed are missing.
+    pub values: Vec<(Vec<String>, String)>,
+    /// Who made it, and how.
+    pub origin: serde_json::Value,
+}
+
 /// What the values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,6 +121,9 @@ pub struct ObsColumn {
     /// How it follows from another column, when it is not in the shards itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lookup: Option<Lookup>,
+    /// How it follows from other obs columns, when it was added to the finished corpus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<Derived>,
 }
 
 impl ObsColumn {
@@ -121,6 +135,7 @@ impl ObsColumn {
             categories,
             source: None,
             lookup: None,
+            derived: None,
         }
     }
 }

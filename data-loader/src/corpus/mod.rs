@@ -5,6 +5,7 @@ mod cells;
 mod checksums;
 mod chunks;
 mod decode;
+mod derived;
 mod manifest;
 mod obs;
 mod packed;
@@ -14,8 +15,9 @@ mod writer;
 
 pub use block::Block;
 pub(crate) use chunks::{Chunks, chunk_range, within};
+pub use derived::add_column;
 pub use manifest::{
-    FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
+    Derived, FORMAT_VERSION, ForeignLayout, GeneFile, Layout, Lookup, Manifest, ObsColumn, ObsKind,
     Provenance, Shard, SourceFile, ValueKind,
 };
 pub use packed::{CellBuffer, PackedBlock};

@@ -56,6 +56,9 @@ impl Corpus {
         let categories = self.categories(column)?;
         let code_of: HashMap<&str, i32> = categories.iter().map(String::as_str).zip(0..).collect();
         let column = self.column(column)?;
+        if let Some(derived) = &column.derived {
+            return self.derived_codes(column, derived, &code_of);
+        }
         let (source, looked_up) = match &column.lookup {
             None => (column.source.as_deref().unwrap_or(&column.name), None),
             Some(lookup) => {

@@ -301,7 +301,7 @@ fn memory_type(source: &Source, ty: &TypeDescriptor) -> hdf5_metno::Result<Datat
     }
 }
 
-pub(super) fn import_error(
+pub(crate) fn import_error(
     path: &Path,
     place: &str,
     problem: impl Into<String>,

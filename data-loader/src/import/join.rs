@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 
+use super::orthologues::Renamed;
 use super::source::Source;
 use super::texts;
 use crate::genes::GeneTable;
@@ -67,6 +68,24 @@ impl Joined {
                     .map(|p| p.and_then(|p| later[p as usize]))
                     .collect(),
             });
+        }
+    }
+}
+
+impl Joined {
+    /// Puts a renaming of the genes of each source before the places.
+    pub(super) fn after(&mut self, renamed: &[Renamed]) {
+        for (places, renamed) in self.places.iter_mut().zip(renamed) {
+            let own = renamed.places.iter().copied();
+            *places = Some(match places.take() {
+                None => own.collect(),
+                Some(later) => own.map(|p| p.and_then(|p| later[p as usize])).collect(),
+            });
+        }
+        if !renamed.is_empty() {
+            let entries: Vec<_> = renamed.iter().map(|r| r.provenance.clone()).collect();
+            self.provenance
+                .insert("orthologues".to_owned(), json!(entries));
         }
     }
 }

@@ -9,6 +9,7 @@ mod hdf5;
 mod join;
 mod matrix;
 mod obs;
+mod orthologues;
 mod panel;
 mod record;
 mod refine;
@@ -27,9 +28,12 @@ use serde_json::json;
 
 pub use filter::{FilterOptions, HvgOptions};
 pub use join::{Join, JoinKey};
+pub use orthologues::{OneToMany, OrthologueOptions};
 pub use split::{SPLIT_COLUMN, SplitOptions};
 pub use values::ValuesOption;
 
+pub(crate) use h5ad::{annotated_cells, column_order};
+pub(crate) use hdf5::import_error;
 use values::Numbers;
 
 use crate::corpus::{Profile, Provenance, SourceFile, ValueKind, WriterOptions};
@@ -66,6 +70,8 @@ pub struct ImportOptions {
     pub values: ValuesOption,
     /// The genome to take from 10x files with several.
     pub genome: Option<String>,
+    /// Another species whose genes the cells get.
+    pub orthologues: Option<OrthologueOptions>,
     /// Which genes of several sources are kept.
     pub join: Join,
     /// By which name the genes of several sources are the same.

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::join::{self, Joined};
 use super::obs::Obs;
+use super::orthologues::{Orthologues, Renamed};
 use super::panel::Panel;
 use super::record::Shape;
 use super::shuffle::Shuffle;
@@ -36,11 +37,17 @@ pub(super) fn run(
         sources.push(Source::open(path, options)?);
     }
     join::name_sources(&mut sources);
-    let tables: Vec<(&str, &GeneTable)> = sources
-        .iter()
-        .map(|s| (s.name.as_str(), &s.genes))
+    let renamed = rename(&sources, options)?;
+    let tables: Vec<(&str, &GeneTable)> = (sources.iter().enumerate())
+        .map(|(i, s)| {
+            (
+                s.name.as_str(),
+                renamed.get(i).map_or(&s.genes, |r| &r.genes),
+            )
+        })
         .collect();
     let mut joined = join::genes(&tables, options.join, options.gene_key)?;
+    joined.after(&renamed);
     let panel = Panel::choose(joined.table.clone(), options)?;
     joined.then(panel.places.as_deref());
     let kind = value_kind(&sources, options)?;
@@ -55,6 +62,16 @@ pub(super) fn run(
         long_ids: join::ids_clash(&sources)?,
     }
     .run(progress)
+}
+
+/// The genes of each source as those of another species; nothing when they stay as they are.
+fn rename(sources: &[Source], options: &ImportOptions) -> Result<Vec<Renamed>> {
+    let Some(options) = &options.orthologues else {
+        return Ok(Vec::new());
+    };
+    let table = Orthologues::read(options)?;
+    let renamed = sources.iter().map(|s| table.apply(&s.genes, &s.path));
+    renamed.collect()
 }
 
 /// The kind of all values, which must be the same in all sources.

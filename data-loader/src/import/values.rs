@@ -123,6 +123,8 @@ trait Kept: Copy + PartialEq + Default {
     const KIND: ValueKind;
     /// The value in this type, when it has a place there.
     fn keep(value: f64) -> Option<Self>;
+    /// The value of two genes that become one: their counts are added.
+    fn merge(self, other: Self) -> Self;
 }
 
 impl Kept for u32 {
@@ -133,6 +135,10 @@ impl Kept for u32 {
         let count = value as Self;
         (f64::from(count) == value).then_some(count)
     }
+
+    fn merge(self, other: Self) -> Self {
+        self.saturating_add(other)
+    }
 }
 
 impl Kept for f32 {
@@ -142,6 +148,10 @@ impl Kept for f32 {
         // Not only NaN and infinity: a double that overflows a float would be written as infinity.
         let narrow = value as Self;
         (narrow.is_finite() && value >= 0.0).then_some(narrow)
+    }
+
+    fn merge(self, other: Self) -> Self {
+        (self.exp_m1() + other.exp_m1()).ln_1p()
     }
 }
 
@@ -243,7 +253,8 @@ impl<K: Kept> Cells<K> {
         Ok(())
     }
 
-    /// Moves the values to other genes, each to at most one; those of genes without a place are dropped.
+    /// Moves the values to other genes, each to at most one; those of genes without a place are dropped,
+    /// those that meet in one gene are merged.
     fn relocate(&mut self, places: &[Option<u32>]) {
         let (mut from, mut kept) = (0, 0);
         let mut order: Vec<(u32, K)> = Vec::new();
@@ -263,10 +274,13 @@ impl<K: Kept> Cells<K> {
                 order.clear();
                 let genes = self.genes[begin..kept].iter().copied();
                 order.extend(genes.zip(self.values[begin..kept].iter().copied()));
-                order.sort_unstable_by_key(|&(gene, _)| gene);
-                for (at, &(gene, value)) in (begin..).zip(&order) {
-                    self.genes[at] = gene;
-                    self.values[at] = value;
+                order.sort_by_key(|&(gene, _)| gene);
+                kept = begin;
+                for same in order.chunk_by(|a, b| a.0 == b.0) {
+                    let values = same.iter().map(|&(_, value)| value);
+                    self.genes[kept] = same[0].0;
+                    self.values[kept] = values.reduce(K::merge).unwrap_or_default();
+                    kept += 1;
                 }
             }
             self.offsets[row] = kept as i32;

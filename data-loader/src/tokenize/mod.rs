@@ -4,6 +4,7 @@ pub mod mask;
 mod medians;
 pub mod panel;
 pub mod rank;
+pub mod scfoundation;
 pub mod scgpt;
 mod sequence;
 
@@ -102,6 +103,10 @@ pub trait Tokenizer: Send + Sync {
     fn pad_value(&self) -> f32;
     /// No sequence is longer than this.
     fn max_len(&self) -> usize;
+    /// The token of a gene of the corpus; `None` where the tokeniser cannot say.
+    fn token(&self, _gene: u32) -> Option<i32> {
+        None
+    }
     /// No sequence of a cell with so many values is longer than this.
     fn most_tokens(&self, values: usize) -> usize {
         (values + 1).min(self.max_len())

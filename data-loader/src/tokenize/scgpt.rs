@@ -233,6 +233,10 @@ impl Tokenizer for ScgptTokenizer {
         self.options.max_len
     }
 
+    fn token(&self, gene: u32) -> Option<i32> {
+        self.genes.token(gene)
+    }
+
     fn most_tokens(&self, values: usize) -> usize {
         let genes = if self.options.include_zero_genes {
             self.known.len()

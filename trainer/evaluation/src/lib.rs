@@ -26,6 +26,7 @@ pub mod clustering;
 pub mod de;
 pub mod discrimination;
 pub mod distance;
+mod eigen;
 pub mod embedding;
 mod error;
 pub mod evaluate;

@@ -1,5 +1,6 @@
 //! The little dense linear algebra that the baselines need.
 
+use crate::eigen::largest;
 use crate::{Error, Result};
 
 /// A matrix, row by row.
@@ -112,17 +113,16 @@ impl Matrix {
     }
 }
 
-/// Sum of products, in four lanes.
+/// Sum of the products, eight partial sums at a time so that they fit vector registers.
 pub(crate) fn dot(x: &[f64], y: &[f64]) -> f64 {
-    let mut sums = [0.0; 4];
-    let (x, y) = (x.chunks_exact(4), y.chunks_exact(4));
-    let rest = x.remainder().iter().zip(y.remainder());
-    let rest: f64 = rest.map(|(x, y)| x * y).sum();
-    for (x, y) in x.zip(y) {
+    let mut sums = [0.0; 8];
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    for (x, y) in x.iter().zip(y) {
         for (sum, (x, y)) in sums.iter_mut().zip(x.iter().zip(y)) {
             *sum += x * y;
         }
     }
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
     sums.iter().sum::<f64>() + rest
 }
 
@@ -186,21 +186,21 @@ fn subtract(row: &mut [f64], factor: f64, other: &[f64]) {
 pub(crate) fn left_singular(what: &'static str, a: &Matrix, k: usize) -> Result<Matrix> {
     let wide = a.columns >= a.rows;
     let transposed = a.transposed();
-    let (values, vectors) = eigen(if wide { a } else { &transposed }.gram());
-    let largest = values.last().copied().unwrap_or(0.0);
+    let gram = if wide { a } else { &transposed }.gram();
+    let size = gram.rows as f64;
+    let (values, vectors) = largest(gram, k);
+    let peak = values.first().copied().unwrap_or(0.0);
     let mut out = Matrix::zeros(a.rows, k);
     for d in 0..k {
-        let at = values.len() - 1 - d;
-        if values[at] <= largest * f64::EPSILON * values.len() as f64 || values[at] <= 0.0 {
+        let value = values.get(d).copied().unwrap_or(0.0);
+        if value <= peak * f64::EPSILON * size || value <= 0.0 {
             return Err(Error::Singular { what });
         }
-        let vector: Vec<f64> = (0..vectors.rows)
-            .map(|i| vectors.values[i * vectors.columns + at])
-            .collect();
+        let vector = vectors.row(d);
         let mut left: Vec<f64> = if wide {
-            vector
+            vector.to_vec()
         } else {
-            (0..a.rows).map(|i| dot(a.row(i), &vector)).collect()
+            (0..a.rows).map(|i| dot(a.row(i), vector)).collect()
         };
         let norm = dot(&left, &left).sqrt();
         let peak = left
@@ -215,36 +215,6 @@ pub(crate) fn left_singular(what: &'static str, a: &Matrix, k: usize) -> Result<
         }
     }
     Ok(out)
-}
-
-/// Eigenvalues in ascending order and eigenvectors as columns of a symmetric matrix, by cyclic
-/// Jacobi rotations (Golub and Van Loan, 8.5): slower than tridiagonalisation, exact to rounding.
-pub(crate) fn eigen(mut a: Matrix) -> (Vec<f64>, Matrix) {
-    /// Sweeps converge quadratically; a handful is enough.
-    const SWEEPS: usize = 60;
-    let n = a.rows;
-    let mut vectors = Matrix::zeros(n, n).plus_diagonal(1.0); // rows are eigenvectors until the end
-    let scale = a.values.iter().map(|x| x * x).sum::<f64>().sqrt();
-    for _ in 0..SWEEPS {
-        let mut largest = 0.0f64;
-        for p in 0..n {
-            for q in p + 1..n {
-                let off = a.values[p * n + q];
-                largest = largest.max(off.abs());
-                if off.abs() > scale * 1e-17 {
-                    rotate(&mut a, &mut vectors, p, q);
-                }
-            }
-        }
-        if largest <= scale * 1e-15 {
-            break;
-        }
-    }
-    let diagonal: Vec<f64> = (0..n).map(|i| a.values[i * n + i]).collect();
-    let order = crate::stats::ascending(&diagonal);
-    let sorted = Matrix::from_rows(order.iter().map(|&i| vectors.row(i)));
-    let values = order.iter().map(|&i| diagonal[i]).collect();
-    (values, sorted.transposed())
 }
 
 /// An orthonormal basis of the rows, by Gram and Schmidt done twice; a row that lies in the span of
@@ -267,28 +237,6 @@ pub(crate) fn orthonormal(mut a: Matrix) -> Matrix {
         }
     }
     a
-}
-
-/// One rotation that makes entry (p, q) zero.
-fn rotate(a: &mut Matrix, vectors: &mut Matrix, p: usize, q: usize) {
-    let n = a.rows;
-    let at = |i: usize, j: usize| i * n + j;
-    let theta = (a.values[at(q, q)] - a.values[at(p, p)]) / (2.0 * a.values[at(p, q)]);
-    let t = theta.signum() / (theta.abs() + theta.hypot(1.0));
-    let t = if theta == 0.0 { 1.0 } else { t };
-    let c = 1.0 / t.hypot(1.0);
-    let s = t * c;
-    let turn = |x: &mut f64, y: &mut f64| (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
-    for i in 0..n {
-        let (mut x, mut y) = (a.values[at(i, p)], a.values[at(i, q)]);
-        turn(&mut x, &mut y);
-        (a.values[at(i, p)], a.values[at(i, q)]) = (x, y);
-    }
-    for matrix in [a, vectors] {
-        let (above, below) = matrix.values.split_at_mut(q * n);
-        let (row_p, row_q) = (&mut above[p * n..(p + 1) * n], &mut below[..n]);
-        row_p.iter_mut().zip(row_q).for_each(|(x, y)| turn(x, y));
-    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Principal components of cells, without holding anything of the size of the cells beside them.
 //!
-//! The covariance of few dimensions (or the products of few cells) is formed and its leading
-//! subspace iterated until it stands still; for many of both, a few iterations on the cells
-//! themselves (Halko, Martinsson and Tropp 2011) do.
+//! The covariance of few dimensions (or the products of few cells) is formed and its largest
+//! eigenvalues taken; for many of both, a few iterations on the cells themselves (Halko, Martinsson
+//! and Tropp 2011) do.
 
 use crate::cells::Cells;
-use crate::linalg::{Matrix, dot, eigen, orthonormal};
+use crate::eigen::largest;
+use crate::linalg::{Matrix, dot, orthonormal};
 use crate::rng::Rng;
 use crate::stats::enough;
 use crate::{Undefined, parallel};
@@ -16,11 +17,6 @@ const DENSE: usize = 2048;
 const MORE: usize = 20;
 /// Iterations on the cells, as scikit-learn makes for few components.
 const PASSES: usize = 7;
-/// Iterations on the products, at most; it stops when the variances stand still.
-const ITERATIONS: usize = 500;
-/// Iterations between two looks at the variances.
-const LOOK: usize = 10;
-const STILL: f64 = 1e-13;
 /// Cells of one item of work.
 const CHUNK: usize = 512;
 /// Parts into which the cells are dealt for a covariance.
@@ -71,9 +67,9 @@ fn within(cells: Cells<'_>, components: usize, seed: u64, dense: usize) -> Resul
     };
     let width = (components + MORE).min(cells.genes()).min(cells.len());
     let directions = if cells.genes() <= dense {
-        leading(&work.covariance(), components, width, seed)
+        largest(work.covariance(), components).1
     } else if cells.len() <= dense {
-        let left = leading(&work.products(), components, width, seed);
+        let left = largest(work.products(), components).1;
         orthonormal(work.back(&left))
     } else {
         work.iterate(width, seed)
@@ -85,48 +81,6 @@ struct Work<'a> {
     cells: Cells<'a>,
     mean: Vec<f64>,
     threads: usize,
-}
-
-/// The leading eigenvectors of a symmetric matrix, as rows, by iteration of a subspace of `width`
-/// directions.
-fn leading(matrix: &Matrix, wanted: usize, width: usize, seed: u64) -> Matrix {
-    let mut basis = orthonormal(random(width, matrix.rows, seed));
-    let mut before = vec![0.0; wanted];
-    for iteration in 1..=ITERATIONS {
-        // Rows are directions, and the matrix is symmetric.
-        let image = basis.times(matrix);
-        if !iteration.is_multiple_of(LOOK) {
-            basis = orthonormal(image);
-            continue;
-        }
-        let (values, turned) = rotate(&basis, &image);
-        let scale = values[0].abs().max(f64::MIN_POSITIVE);
-        let moved = (values.iter().zip(&before))
-            .map(|(a, b)| (a - b).abs() / scale)
-            .fold(0.0, f64::max);
-        before = values[..wanted].to_vec();
-        if moved < STILL {
-            return turned;
-        }
-        basis = orthonormal(image);
-    }
-    basis
-}
-
-/// Ritz values, largest first, and their directions, for a basis and its image.
-fn rotate(basis: &Matrix, image: &Matrix) -> (Vec<f64>, Matrix) {
-    let (values, vectors) = eigen(basis.times(&image.transposed()));
-    let order: Vec<usize> = (0..values.len()).rev().collect();
-    let mut turn = Matrix::zeros(order.len(), order.len());
-    for (row, &at) in order.iter().enumerate() {
-        for column in 0..order.len() {
-            turn.values[row * order.len() + column] = vectors.values[column * order.len() + at];
-        }
-    }
-    (
-        order.iter().map(|&at| values[at]).collect(),
-        turn.times(basis),
-    )
 }
 
 fn random(rows: usize, columns: usize, seed: u64) -> Matrix {
@@ -254,14 +208,7 @@ impl Work<'_> {
     fn finish(&self, directions: &Matrix, components: usize, total: f64) -> Pca {
         let n = self.cells.len();
         let along = self.project(directions);
-        let width = directions.rows;
-        let (values, vectors) = eigen(along.transposed().gram());
-        let mut axes = Matrix::zeros(components, width);
-        for k in 0..components {
-            for i in 0..width {
-                axes.values[k * width + i] = vectors.values[i * width + (width - 1 - k)];
-            }
-        }
+        let (values, axes) = largest(along.transposed().gram(), components);
         let mut found = axes.times(directions);
         for k in 0..components {
             let row = &mut found.values[k * found.columns..(k + 1) * found.columns];
@@ -278,7 +225,7 @@ impl Work<'_> {
         Pca {
             scores: scores.values.iter().map(|&x| x as f32).collect(),
             variance: (0..components)
-                .map(|k| values[width - 1 - k].max(0.0) / (n - 1) as f64)
+                .map(|k| values[k].max(0.0) / (n - 1) as f64)
                 .collect(),
             total_variance: total,
             directions: found.values,

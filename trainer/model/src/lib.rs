@@ -19,6 +19,7 @@ pub mod device;
 mod dropout;
 mod error;
 pub mod exec;
+pub mod gears;
 pub mod head;
 mod init;
 pub mod loss;

@@ -1,12 +1,14 @@
 //! Losses, as sums wherever the divisor is a count: the trainer divides once, by the count of the
 //! whole global batch, so that ragged batches and any number of ranks give the same gradient.
 
+mod gears;
 mod response;
 
 use tch::{Kind, Reduction, Tensor};
 
 use crate::Result;
 
+pub use gears::{Condition, autofocus_direction};
 pub use response::{MMD_GAMMAS, adaptive_squared_error_sum, energy_distance, mmd_rbf};
 
 /// Sum over masked positions of the squared error.
@@ -120,8 +122,11 @@ pub fn contrastive_cell_embedding(first: &Tensor, second: &Tensor) -> Result<Ten
     Ok(similarity.f_cross_entropy_loss(&labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)?)
 }
 
-/// `x` `[B, D]` with rows of length 1.
-pub(crate) fn normalize(x: &Tensor) -> Result<Tensor> {
+/// `x` `[B, D]` with rows of length 1; rows of zeros stay as they are.
+///
+/// # Errors
+/// Only if libtorch fails.
+pub fn normalize(x: &Tensor) -> Result<Tensor> {
     // torch's normalize divides by the norm, at least 1e-12.
     let norm = x.f_norm_scalaropt_dim(2.0, [1], true)?.f_clamp_min(1e-12)?;
     Ok(x.f_div(&norm)?)

@@ -38,22 +38,25 @@ pub fn stable_ranks(x: &Tensor, dim: i64) -> Result<Tensor> {
 /// need be sorted.
 ///
 /// # Shapes
-/// `raw`: `[B, H, S, S]`; returns f32 `[B, S - 1]`. Holds `2 H S^2` integers of one cell at a time.
+/// `raw`: `[B, H, S, S]`; returns f32 `[B, S - 1]`. Holds some `S^2` numbers of one head of one cell at a
+/// time.
 ///
 /// # Errors
 /// Only if libtorch fails.
 pub fn cls_ranks(raw: &Tensor) -> Result<Tensor> {
-    let (batch, _, seq, _) = raw.size4()?;
+    let (batch, heads, seq, _) = raw.size4()?;
+    let of_head = |cell: i64, head: i64| -> Result<Tensor> {
+        let rows = stable_ranks(&raw.f_select(0, cell)?.f_select(0, head)?, -1)?; // [S, S]
+        let before = rows.f_lt_tensor(&rows.f_narrow(0, 0, 1)?)?;
+        let ranks = before.f_sum_dim_intlist(0, false, Kind::Float)?;
+        Ok(ranks.f_div_scalar(seq)?) // [S]
+    };
     let cells = (0..batch)
         .map(|cell| {
-            let rows = stable_ranks(&raw.f_select(0, cell)?, -1)?; // [H, S, S]
-            let before = rows.f_lt_tensor(&rows.f_narrow(1, 0, 1)?)?;
-            let ranks = before
-                .f_sum_dim_intlist(1, false, Kind::Float)?
-                .f_div_scalar(seq)?; // [H, S]
-            Ok(ranks
-                .f_mean_dim(0, false, Kind::Float)?
-                .f_narrow(0, 1, seq - 1)?)
+            let ranks = (0..heads).map(|head| of_head(cell, head));
+            let ranks = Tensor::f_stack(&ranks.collect::<Result<Vec<_>>>()?, 0)?; // [H, S]
+            let mean = ranks.f_mean_dim(0, false, Kind::Float)?;
+            Ok(mean.f_narrow(0, 1, seq - 1)?)
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Tensor::f_stack(&cells, 0)?)

@@ -5,6 +5,7 @@
 
 mod geneformer;
 mod scbert;
+mod scfoundation;
 mod scgpt;
 
 use std::path::Path;
@@ -31,6 +32,7 @@ fn family(architecture: scpeft_config::Architecture) -> &'static dyn Family {
         scpeft_config::Architecture::Scgpt => &scgpt::Scgpt,
         scpeft_config::Architecture::Geneformer => &geneformer::Geneformer,
         scpeft_config::Architecture::Scbert => &scbert::Scbert,
+        scpeft_config::Architecture::Scfoundation => &scfoundation::Scfoundation,
     }
 }
 
@@ -62,6 +64,11 @@ trait Opened: std::fmt::Debug {
 
     /// The tokeniser of a corpus, and how well their genes fit.
     fn tokenizer(&self, config: &Config, corpus: &Corpus) -> Result<(Arc<dyn Tokenizer>, Overlap)>;
+
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    fn coverage(&self, _overlap: &Overlap) -> Option<String> {
+        None
+    }
 
     /// The value that stands for a masked one.
     fn mask_value(&self) -> f32;
@@ -114,6 +121,11 @@ impl Backbone {
         corpus: &Corpus,
     ) -> Result<(Arc<dyn Tokenizer>, Overlap)> {
         self.opened.tokenizer(config, corpus)
+    }
+
+    /// What a user should know of how well the genes fit, beyond the numbers of the corpus.
+    pub(crate) fn coverage(&self, overlap: &Overlap) -> Option<String> {
+        self.opened.coverage(overlap)
     }
 
     /// The value that stands for a masked one.

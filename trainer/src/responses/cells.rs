@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use scpeft_data::rng::{Purpose, Rng};
-use scpeft_data::{Corpus, Selection, ValueKind, preprocess};
+use scpeft_data::{Corpus, Selection};
 use scpeft_evaluation::splits::Condition;
 use scpeft_evaluation::study::Labelled;
 
 use crate::args::EvaluateArgs;
 use crate::failure::{Failure, Result};
+use crate::normalized::{self, Visit};
 
-/// What counts are scaled to before the logarithm.
-const TARGET: f32 = 1e4;
 /// The context of a corpus without a column of contexts.
 pub(super) const ONE_CONTEXT: &str = "all";
 
@@ -214,30 +213,7 @@ fn scored_genes(
     Ok(order)
 }
 
-/// What is done with a cell: its index, genes and log-normalised values.
-type Visit<'a> = dyn FnMut(u64, &[u32], &[f32]) + 'a;
-
 /// Calls `each` with the cells that are kept: index, genes, log-normalised values.
 fn visit(corpus: &Corpus, keep: &dyn Fn(u64) -> bool, each: &mut Visit<'_>) -> Result<()> {
-    let selection = Selection::filter(corpus, keep);
-    let mut cells = selection.cell_indices();
-    for group in selection.groups() {
-        let block = corpus.read_block(group.row_group, group.chosen.as_deref())?;
-        for row in 0..block.rows() {
-            let (genes, values) = block.cell(row);
-            let mut values = values.to_vec();
-            if corpus.value_kind() == ValueKind::Counts {
-                preprocess::normalize_total(&mut values, TARGET);
-                preprocess::log1p(&mut values);
-            }
-            let cell = cells.next().ok_or_else(|| {
-                Failure::new(
-                    scpeft_protocol::exit::INTERNAL,
-                    "a selection has fewer cells than its groups; please report it",
-                )
-            })?;
-            each(cell, genes, &values);
-        }
-    }
-    Ok(())
+    normalized::visit(corpus, &Selection::filter(corpus, keep), each)
 }

@@ -57,13 +57,7 @@ impl Frame {
         if let Some(group) = hdf5::group(root, name) {
             let index = hdf5::text(&group, "_index").unwrap_or_else(|| "_index".to_owned());
             let index_source = Source::whole(file.needed(&group, &index)?);
-            let mut columns = hdf5::texts(&group, "column-order").unwrap_or_default();
-            if columns.is_empty() {
-                columns = group
-                    .member_names()
-                    .map_err(|e| file.hdf5_error(name, &e))?;
-            }
-            columns.retain(|c| *c != index && c != "__categories");
+            let columns = super::column_order(&group).map_err(|e| file.hdf5_error(name, &e))?;
             return Ok(Some(Self {
                 file: file.clone(),
                 place: name.to_owned(),

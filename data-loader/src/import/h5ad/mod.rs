@@ -52,6 +52,36 @@ pub(super) fn open(file: Hdf5, options: &ImportOptions) -> Result<Source> {
     })
 }
 
+/// Names of the cells of a file that columns can be added to.
+///
+/// # Errors
+/// When it is no AnnData, or one of before 0.7, whose `obs` is a table of records.
+pub(crate) fn annotated_cells(path: &std::path::Path) -> Result<Vec<String>> {
+    let file = Hdf5::open(path)?;
+    let Some(obs) = Frame::open(&file, "obs")? else {
+        return Err(not_anndata(&file));
+    };
+    if hdf5::group(file.root(), "obs").is_none() {
+        return Err(file.error(
+            "obs",
+            "is a table of records, which has no room for columns",
+            "write the file anew with anndata 0.7 or newer: `anndata.read_h5ad(a).write_h5ad(b)` in Python",
+        ));
+    }
+    obs.names(0..obs.rows())
+}
+
+/// Names of the columns of `obs` or `var`, in order, without the index.
+pub(crate) fn column_order(frame: &hdf5_metno::Group) -> hdf5_metno::Result<Vec<String>> {
+    let index = hdf5::text(frame, "_index").unwrap_or_else(|| "_index".to_owned());
+    let mut columns = hdf5::texts(frame, "column-order").unwrap_or_default();
+    if columns.is_empty() {
+        columns = frame.member_names()?;
+    }
+    columns.retain(|c| *c != index && c != "__categories");
+    Ok(columns)
+}
+
 fn open_matrix(file: &Hdf5, option: &MatrixOption) -> Result<Matrix> {
     let root = file.root();
     let found = match option {

@@ -1,5 +1,5 @@
 //! ENCODER, the bottleneck adapter (scPEFT): `A(z) = z + fc2(GELU(fc1(z)))` between the attention
-//! half and the feed-forward half of a post-norm block, or on the attention's context.
+//! half and the feed-forward half of a post-norm block, or on the attention's context or output.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,8 @@ pub enum Placement {
     AfterNorm,
     /// On what the attention heads found, before it is projected.
     Context,
+    /// On the projected output of the attention, before the residual sum.
+    AttentionOutput,
 }
 
 #[derive(Debug)]
@@ -101,14 +103,26 @@ impl Adapter for Encoder {
     fn attention_context(&self, layer: usize, mixed: Tensor) -> Result<Tensor> {
         match self.placement {
             Placement::Context => self.forward(layer, mixed),
-            Placement::AfterNorm => Ok(mixed),
+            Placement::AfterNorm | Placement::AttentionOutput => Ok(mixed),
+        }
+    }
+
+    fn attention_output(
+        &self,
+        layer: usize,
+        attended: Tensor,
+        _treatment: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        match self.placement {
+            Placement::AttentionOutput => self.forward(layer, attended),
+            Placement::AfterNorm | Placement::Context => Ok(attended),
         }
     }
 
     fn after_attention_norm(&self, layer: usize, h: Tensor) -> Result<Tensor> {
         match self.placement {
             Placement::AfterNorm => self.forward(layer, h),
-            Placement::Context => Ok(h),
+            Placement::Context | Placement::AttentionOutput => Ok(h),
         }
     }
 }

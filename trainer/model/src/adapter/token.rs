@@ -1,6 +1,6 @@
 //! TOKEN (scPEFT's gene token prompt): one bottleneck with skip on the embedding. In scGPT it sits
 //! inside the continuous value encoder, after its norm and before its dropout, and so acts on the
-//! embeddings of values; in Geneformer after the embedding, the sum of gene and position.
+//! embeddings of values; in Geneformer and scFoundation after the embedding, the sum of its parts.
 
 use tch::Tensor;
 

@@ -9,6 +9,7 @@ pub mod geneformer;
 pub mod performer;
 mod post_norm;
 pub mod scbert;
+pub mod scfoundation;
 pub mod scgpt;
 
 use tch::Tensor;
@@ -249,6 +250,18 @@ pub trait Model: std::fmt::Debug {
     /// The model has no such head, or libtorch fails.
     fn discriminate(&self, _encoded: &Encoded) -> Result<Tensor> {
         Err(absent("batch discriminator"))
+    }
+
+    /// Attention ranks of `<cls>` at a block, one value per token but `<cls>`: f32 `[B, S - 1]`.
+    ///
+    /// # Errors
+    /// The model has no such statistic, there is no such block, or libtorch fails.
+    fn attention_ranks(&self, _inputs: &Inputs, _layer: usize) -> Result<Tensor> {
+        Err(Error::Setting {
+            setting: "backbone.architecture",
+            problem: "only scGPT has the statistic of attention that marker genes are found by"
+                .into(),
+        })
     }
 
     /// The norm between embedding and blocks, whose running statistics the trainer updates.

@@ -218,8 +218,18 @@ impl Pass {
         self.drop_at(x, u64::MAX)
     }
 
+    /// `x` at place number `place` of a head, after dropout at a rate of the head's own in training.
+    pub(crate) fn drop_in_head(self, x: Tensor, rate: f64, place: u64) -> Result<Tensor> {
+        let rate = if self.training { rate } else { 0.0 };
+        self.drop_with(x, rate, u64::MAX - 1 - place)
+    }
+
     fn drop_at(self, x: Tensor, place: u64) -> Result<Tensor> {
-        match self.dropout.residual {
+        self.drop_with(x, self.dropout.residual, place)
+    }
+
+    fn drop_with(self, x: Tensor, rate: f64, place: u64) -> Result<Tensor> {
+        match rate {
             0.0 => Ok(x),
             rate => {
                 let seed = device::mix(self.seed, place);

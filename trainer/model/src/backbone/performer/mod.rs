@@ -134,6 +134,25 @@ impl PerformerBlocks {
     /// # Errors
     /// When `params` lacks one of them.
     pub fn bind(params: &Params, shape: PerformerShape, adapters: AdapterSet) -> Result<Self> {
+        let store = params.store().map(Rc::clone);
+        if let Some(store) = store.as_ref().filter(|s| s.n_blocks() != shape.n_layers) {
+            return Err(Error::Internal(format!(
+                "{} of {} blocks are sharded",
+                store.n_blocks(),
+                shape.n_layers
+            )));
+        }
+        let blocks = Self::bind_whole(params, shape, adapters)?;
+        Ok(Self { store, ..blocks })
+    }
+
+    /// As [`PerformerBlocks::bind`], of blocks that are whole on every rank beside others that may be
+    /// shared: their specs are in no block.
+    pub(super) fn bind_whole(
+        params: &Params,
+        shape: PerformerShape,
+        adapters: AdapterSet,
+    ) -> Result<Self> {
         let block = |layer| {
             let name = |part: &str| shape.names.in_block(layer, part);
             let projection = |part: &str| {
@@ -151,18 +170,10 @@ impl PerformerBlocks {
                 linear2: Linear::bind(params, &name(LINEAR2), true)?,
             })
         };
-        let store = params.store().map(Rc::clone);
-        if let Some(store) = store.as_ref().filter(|s| s.n_blocks() != shape.n_layers) {
-            return Err(Error::Internal(format!(
-                "{} of {} blocks are sharded",
-                store.n_blocks(),
-                shape.n_layers
-            )));
-        }
         Ok(Self {
             layers: (0..shape.n_layers).map(block).collect::<Result<_>>()?,
             shape,
-            store,
+            store: None,
             adapters,
         })
     }

@@ -285,6 +285,10 @@ impl Model for Scgpt {
         self.heads.discriminate(encoded)
     }
 
+    fn attention_ranks(&self, inputs: &Inputs, layer: usize) -> Result<Tensor> {
+        Self::attention_ranks(self, inputs, layer)
+    }
+
     fn norm(&self) -> Option<&EmbeddingNorm> {
         Self::norm(self)
     }
