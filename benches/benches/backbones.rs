@@ -11,13 +11,15 @@
 //! `benches/peers/geneformer_hf_peft.py` runs too. `FILE` has one cell length a line: the peer takes
 //! cells as they come, we put cells of like length into a batch, as `data.length_buckets` does.
 
-mod full_size;
-
 use std::process::Command;
-use std::time::Instant;
 
+use scpeft_bench::full_size::batch;
+use scpeft_bench::stepping::{ADAM, Recipe, Training};
+use scpeft_bench::usage::peak_mib;
+use scpeft_bench::{median, number, value};
 use scpeft_collective::Single;
 use scpeft_data::MicroBatch;
+use scpeft_model::Precision;
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, Projection,
 };
@@ -27,15 +29,8 @@ use scpeft_model::backbone::geneformer::{
 use scpeft_model::backbone::performer::{KeyMax, PerformerShape};
 use scpeft_model::backbone::scbert;
 use scpeft_model::backbone::{Architecture, Shape};
-use scpeft_model::exec::{Dropout, ExecutorKind};
-use scpeft_model::{Layout, Params, Precision, TensorSpec, device};
-use scpeft_trainer::Watch;
-use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
-use scpeft_trainer::step::{Asked, Stepper, tail_len};
-use scpeft_trainer::task::{Staging, Task};
-use tch::Device;
-
-use full_size::{batch, cpu_seconds, median, peak_mib, task};
+use scpeft_model::exec::ExecutorKind;
+use scpeft_trainer::optim::AdamOptions;
 
 const THREADS: usize = 2;
 const CLASSES: i64 = 18;
@@ -229,82 +224,29 @@ fn batches(row: &Row, steps: usize, file: Option<&str>) -> Vec<Vec<usize>> {
 
 /// Runs one row in this process and prints four numbers.
 fn measure(row: &Row, steps: usize, file: Option<&str>) {
-    device::set_threads(THREADS);
-    let task = task();
     let blueprint = architecture(row);
-    let unfrozen = blueprint.unfreezes().expect("a valid blueprint");
-    let layout = Layout {
-        tail: tail_len(&task, blueprint.norm(), row.model.shape.d_model as usize),
-        precision: if row.bf16 {
-            Precision::Bf16
-        } else {
-            Precision::F32
-        },
-        ..Layout::cpu(0)
-    };
-    let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
-    let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
-    let model = blueprint.bind_model(
-        &params,
-        if row.is_scbert() {
-            ExecutorKind::Recompute
-        } else {
-            ExecutorKind::Plain
-        },
-    );
-    let model = model.expect("a bound model");
-    let options = AdamOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
+    let dropout = if row.is_scbert() { 0.0 } else { 0.02 };
+    let mut recipe = Recipe::new(blueprint.as_ref(), dropout, THREADS);
+    recipe.adam = AdamOptions {
         weight_decay: 0.01,
         decoupled: true,
+        ..ADAM
     };
-    let mut adam = Adam::new(options, params.flat()).expect("memory");
-    let staging = Staging {
-        device: Device::Cpu,
-        pad_id: PAD,
-        batches: None,
-    };
-    let world = Single;
-    let watch = Watch::unattended(&world).expect("a page of memory");
-    let mut stepper = Stepper {
-        model: model.as_ref(),
-        params: &mut params,
-        task: &task,
-        adam: &mut adam,
-        schedule: Schedule {
-            lr: 1e-4,
-            warmup_steps: 0,
-            shape: Curve::Constant,
-            steps_per_epoch: 1000,
-            planned_steps: 1000,
-        },
-        dropout: Dropout {
-            residual: if row.is_scbert() { 0.0 } else { 0.02 },
-            attention: 0.0,
-        },
-        clip_norm: 1.0,
-        seed: 0,
-        staging: &staging,
-        watch: &watch,
-    };
-    let batches = batches(row, steps, file);
-    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
-    // The first step warms up.
-    for (step, lengths) in std::iter::once(&batches[0]).chain(&batches).enumerate() {
-        let batch = batch(vec![micro_batch(row, lengths)], lengths.len());
-        let (begun, used) = (Instant::now(), cpu_seconds());
-        let report = stepper.step(&world, step as u64, &batch, Asked::default());
-        let report = report.expect("a step");
-        assert!(report.loss.is_finite() && report.skipped.is_none());
-        if step > 0 {
-            wall.push(begun.elapsed().as_secs_f64());
-            cpu.push(cpu_seconds() - used);
-        }
+    if row.bf16 {
+        recipe.precision = Precision::Bf16;
     }
-    let rate = (row.cells * batches.len()) as f64 / wall.iter().sum::<f64>();
+    if row.is_scbert() {
+        recipe.executor = ExecutorKind::Recompute;
+    }
+    let lengths = batches(row, steps, file);
+    // The first step warms up.
+    let batches: Vec<_> = std::iter::once(&lengths[0])
+        .chain(&lengths)
+        .map(|lengths| batch(vec![micro_batch(row, lengths)], lengths.len()))
+        .collect();
+    let timed = Training::new(&Single, &recipe).steps(&Single, &batches);
+    let (wall, cpu): (Vec<f64>, _) = timed.iter().map(|t| (t.wall_s, t.cpu_s)).unzip();
+    let rate = (row.cells * lengths.len()) as f64 / wall.iter().sum::<f64>();
     println!("{} {} {} {rate}", median(wall), median(cpu), peak_mib());
 }
 
@@ -348,14 +290,9 @@ fn peer(row: &Row, steps: usize, file: Option<&str>, python: &str) -> Measured {
     numbers(command, &format!("peer of {}", row.name()))
 }
 
-fn value<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
-    let at = args.iter().position(|a| a == name)?;
-    args.get(at + 1).map(String::as_str)
-}
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let steps = value(&args, "--steps").map_or(3, |n| n.parse().expect("--steps N"));
+    let steps = number(&args, "--steps", 3);
     let file = value(&args, "--lengths");
     let rows = rows();
     if let Some(index) = value(&args, "--row") {

@@ -3,10 +3,9 @@
 //!
 //! `cargo bench --bench collective -- [--ranks N] [--times N]`, on a machine that does nothing else.
 
-mod ranks;
-
 use std::time::Instant;
 
+use scpeft_bench::{number, ranks};
 use scpeft_collective::{Collective, discover};
 
 /// Scalars of a buffer, and what has as many.
@@ -59,9 +58,7 @@ fn rank(times: usize) {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let number =
-        |name, default| ranks::value(&args, name).map_or(default, |n| n.parse().expect("N"));
-    let (count, times) = (number("--ranks", 2), number("--times", 21));
+    let (count, times) = (number(&args, "--ranks", 2), number(&args, "--times", 21));
     if args.iter().any(|arg| arg == "--rank") {
         rank(times);
         return;

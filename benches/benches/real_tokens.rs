@@ -1,6 +1,6 @@
 //! Tokenisers over the cells of a corpus of one's own, with real dictionaries: how many genes of the
-//! corpus and how much of what its cells express is known, how long cells get, and cells per second on
-//! one core.
+//! corpus and how much of what its cells express is known, how long cells get, and cells per second of
+//! processor time.
 //!
 //! `cargo bench --bench real_tokens -- CORPUS [--geneformer DIR] [--scbert GENES]`: `DIR` holds the
 //! pickles of a Geneformer, `GENES` is a text with the panel of an scBERT. Prints a Markdown table;
@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Instant;
 
 use scpeft_checkpoint::published::geneformer::genes::{GeneDictionaries, Pickles};
 use scpeft_checkpoint::published::scbert::read_genes;
@@ -21,8 +20,15 @@ use scpeft_data::{
 const MAX_LEN: usize = 4096;
 /// Tokens of the published scBERT.
 const SCBERT_TOKENS: usize = 7;
-/// Cells are tokenised until so much time has gone by.
-const SECONDS: f64 = 3.0;
+/// Cells are tokenised until so much processor time has gone by.
+const SECONDS: f64 = 2.0;
+
+/// Seconds that the first thread of this process, the only one that works, has run.
+fn ran() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/schedstat").expect("Linux with schedstat");
+    let nanoseconds = text.split(' ').next().and_then(|n| n.parse::<u64>().ok());
+    nanoseconds.expect("a number") as f64 / 1e9
+}
 
 fn geneformer(dir: &Path, corpus: &Corpus) -> RankTokenizer {
     let pickles = Pickles::find(dir, None, None, None).expect("the pickles");
@@ -55,9 +61,9 @@ fn report(name: &str, matched: usize, genes: usize, tokenizer: &dyn Tokenizer, b
     let mut worker = tokenizer.worker();
     let mut out = Tokens::default();
     let (mut cells, mut longest, mut tokens, mut empty) = (0_u64, 0, 0, 0_u64);
-    let begun = Instant::now();
+    let begun = ran();
     let mut passes = 0_u64;
-    while begun.elapsed().as_secs_f64() < SECONDS {
+    while ran() - begun < SECONDS {
         passes += 1;
         for block in blocks {
             for row in 0..block.rows() {
@@ -72,7 +78,7 @@ fn report(name: &str, matched: usize, genes: usize, tokenizer: &dyn Tokenizer, b
             }
         }
     }
-    let rate = cells as f64 / begun.elapsed().as_secs_f64();
+    let rate = cells as f64 / (ran() - begun);
     println!(
         "| {name} | {matched} of {genes} | {} | {:.0} | {longest} | {} | {rate:.0} |",
         cells / passes,

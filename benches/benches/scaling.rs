@@ -9,96 +9,26 @@
 //! `cargo bench --bench scaling -- [--steps N] [--tokens N] [--rounds N]`, on a machine that does nothing
 //! else. Each round measures one rank and two, in turn, so that what drifts falls on both.
 
-mod full_size;
-mod ranks;
-
-use std::time::Instant;
-
+use scpeft_bench::full_size::{batch, blueprint, micro_batch};
+use scpeft_bench::stepping::{Recipe, Training};
+use scpeft_bench::{median, number, ranks};
 use scpeft_collective::{Collective, discover};
-use scpeft_model::backbone::Architecture;
-use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
-use scpeft_model::exec::{Dropout, ExecutorKind};
-use scpeft_model::{Layout, Params, TensorSpec, device};
-use scpeft_trainer::Watch;
-use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
-use scpeft_trainer::step::{Asked, Stepper, tail_len};
-use scpeft_trainer::task::{Staging, Task};
-use tch::Device;
-
-use full_size::{SHAPE, adapter, batch, median, micro_batch, task};
 
 const CELLS: usize = 4;
 
 /// Seconds of each step of this rank, and of the collectives in it.
 fn measure(world: &dyn Collective, steps: usize, tokens: usize) -> Vec<(f64, f64)> {
-    device::set_threads(1);
-    let task = task();
-    let blueprint = Blueprint {
-        shape: SHAPE,
-        inputs: InputOptions::default(),
-        heads: task.heads(),
-        adapters: vec![adapter("lora")],
-    };
-    let unfrozen = blueprint.unfreezes().expect("a valid blueprint");
-    let layout = Layout {
-        tail: tail_len(&task, blueprint.inputs.norm, SHAPE.d_model as usize),
-        ..Layout::cpu(0)
-    };
-    let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
-    let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
-    let model = Scgpt::bind(&blueprint, &params, ExecutorKind::Plain).expect("a bound model");
-    let options = AdamOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        decoupled: false,
-    };
-    let mut adam = Adam::new(options, params.flat()).expect("memory");
-    let staging = Staging {
-        device: Device::Cpu,
-        pad_id: SHAPE.pad_id as i32,
-        batches: None,
-    };
     let topology = world.topology();
-    let own = micro_batch(topology.rank, CELLS, tokens);
-    let batch = batch(vec![own], topology.world_size * CELLS);
-    let watch = Watch::unattended(world).expect("a page of memory");
-    let mut stepper = Stepper {
-        model: &model,
-        params: &mut params,
-        task: &task,
-        adam: &mut adam,
-        schedule: Schedule {
-            lr: 1e-4,
-            warmup_steps: 0,
-            shape: Curve::Constant,
-            steps_per_epoch: 1000,
-            planned_steps: 1000,
-        },
-        dropout: Dropout {
-            residual: 0.2,
-            attention: 0.0,
-        },
-        clip_norm: 1.0,
-        seed: 0,
-        staging: &staging,
-        watch: &watch,
-    };
-    let mut measured = Vec::new();
-    for step in 0..=steps {
-        world.barrier().expect("a barrier");
-        let begun = Instant::now();
-        let report = stepper.step(world, step as u64, &batch, Asked::default());
-        let report = report.expect("a step");
-        assert!(report.loss.is_finite() && report.skipped.is_none());
-        // The first step warms up.
-        if step > 0 {
-            measured.push((begun.elapsed().as_secs_f64(), report.collective_seconds));
-        }
-    }
-    measured
+    let own = |_| micro_batch(topology.rank, CELLS, tokens);
+    let batches: Vec<_> = (0..=steps)
+        .map(|step| batch(vec![own(step)], topology.world_size * CELLS))
+        .collect();
+    let blueprint = blueprint("lora");
+    let timed = Training::new(world, &Recipe::new(&blueprint, 0.2, 1)).steps(world, &batches);
+    let times = timed
+        .iter()
+        .map(|t| (t.wall_s, t.report.collective_seconds));
+    times.collect()
 }
 
 /// One rank; rank 0 prints seconds and exposed communication of every step.
@@ -110,13 +40,13 @@ fn rank(steps: usize, tokens: usize) {
     let Some(all) = world.gather(&bytes).expect("times") else {
         return;
     };
-    let number = |bytes: &[u8], at: usize| {
+    let value = |bytes: &[u8], at: usize| {
         let bytes = bytes[8 * at..8 * at + 8].try_into().expect("eight bytes");
         f64::from_le_bytes(bytes)
     };
     for step in 0..steps {
-        let wall = all.iter().map(|rank| number(rank, 2 * step));
-        let waited = all.iter().map(|rank| number(rank, 2 * step + 1));
+        let wall = all.iter().map(|rank| value(rank, 2 * step));
+        let waited = all.iter().map(|rank| value(rank, 2 * step + 1));
         println!(
             "{} {}",
             wall.fold(0.0, f64::max),
@@ -127,13 +57,8 @@ fn rank(steps: usize, tokens: usize) {
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let number =
-        |name, default| ranks::value(&args, name).map_or(default, |n| n.parse().expect("N"));
-    let (steps, tokens, rounds) = (
-        number("--steps", 3),
-        number("--tokens", 512),
-        number("--rounds", 3),
-    );
+    let [steps, tokens, rounds] = [("--steps", 3), ("--tokens", 512), ("--rounds", 3)]
+        .map(|(name, default)| number(&args, name, default));
     if args.iter().any(|arg| arg == "--rank") {
         rank(steps, tokens);
         return;

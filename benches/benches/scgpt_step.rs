@@ -8,23 +8,15 @@
 //! `cargo bench --bench scgpt_step -- [--python PYTHON] [--steps N] [--only TEXT]`; with
 //! `--python` (one that has torch 2.11.0) the peer `benches/peers/scgpt_bare_stack.py` runs too.
 
-mod full_size;
-
 use std::process::Command;
-use std::time::Instant;
 
+use scpeft_bench::full_size::{batch, blueprint, micro_batch};
+use scpeft_bench::stepping::{Recipe, Training};
+use scpeft_bench::usage::peak_mib;
+use scpeft_bench::{median, number, value};
 use scpeft_collective::Single;
-use scpeft_model::backbone::Architecture;
-use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Scgpt};
-use scpeft_model::exec::{Dropout, ExecutorKind};
-use scpeft_model::{Layout, Params, Precision, Role, device};
-use scpeft_trainer::Watch;
-use scpeft_trainer::optim::{Adam, AdamOptions, Schedule, Shape as Curve};
-use scpeft_trainer::step::{Asked, Stepper, tail_len};
-use scpeft_trainer::task::{Staging, Task};
-use tch::Device;
-
-use full_size::{SHAPE, adapter, batch, cpu_seconds, median, micro_batch, peak_mib, task};
+use scpeft_model::Precision;
+use scpeft_model::exec::ExecutorKind;
 
 const THREADS: usize = 2;
 const CELLS: usize = 8;
@@ -103,87 +95,20 @@ fn rows() -> Vec<Row> {
 
 /// Runs one row in this process and prints three numbers.
 fn measure(row: &Row, steps: usize) {
-    device::set_threads(THREADS);
-    let task = task();
-    let blueprint = Blueprint {
-        shape: SHAPE,
-        inputs: InputOptions::default(),
-        heads: task.heads(),
-        adapters: vec![adapter(row.kind)],
-    };
-    let unfrozen = blueprint.unfreezes().expect("a valid blueprint");
-    let layout = Layout {
-        tail: tail_len(&task, blueprint.inputs.norm, SHAPE.d_model as usize),
-        precision: if row.bf16 {
-            Precision::Bf16
-        } else {
-            Precision::F32
-        },
-        ..Layout::cpu(0)
-    };
-    let specs = blueprint.specs().expect("a valid blueprint");
-    let trains = |s: &scpeft_model::TensorSpec| blueprint.adapts(task.purpose(), s, &unfrozen);
-    let mut params = Params::build(&specs, |_| Ok(None), trains, layout).expect("memory");
-    let executor = if row.recompute {
-        ExecutorKind::Recompute
-    } else {
-        ExecutorKind::Plain
-    };
-    let model = Scgpt::bind(&blueprint, &params, executor).expect("a bound model");
-    let frozen = params
-        .iter()
-        .filter(|(_, _, role, trains)| !trains && *role == Role::Backbone);
-    assert!(frozen.count() > 100, "the backbone is frozen");
-    let options = AdamOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        decoupled: false,
-    };
-    let mut adam = Adam::new(options, params.flat()).expect("memory");
-    let staging = Staging {
-        device: Device::Cpu,
-        pad_id: SHAPE.pad_id as i32,
-        batches: None,
-    };
-    let batch = batch(vec![micro_batch(0, CELLS, row.tokens)], CELLS);
-    let world = Single;
-    let watch = Watch::unattended(&world).expect("a page of memory");
-    let mut stepper = Stepper {
-        model: &model,
-        params: &mut params,
-        task: &task,
-        adam: &mut adam,
-        schedule: Schedule {
-            lr: 1e-4,
-            warmup_steps: 0,
-            shape: Curve::Constant,
-            steps_per_epoch: 1000,
-            planned_steps: 1000,
-        },
-        dropout: Dropout {
-            residual: 0.2,
-            attention: row.attention_dropout,
-        },
-        clip_norm: 1.0,
-        seed: 0,
-        staging: &staging,
-        watch: &watch,
-    };
-    let (mut wall, mut cpu) = (Vec::new(), Vec::new());
-    for step in 0..=steps {
-        let (begun, used) = (Instant::now(), cpu_seconds());
-        let report = stepper
-            .step(&world, step as u64, &batch, Asked::default())
-            .expect("a step");
-        assert!(report.loss.is_finite() && report.skipped.is_none());
-        // The first step warms up.
-        if step > 0 {
-            wall.push(begun.elapsed().as_secs_f64());
-            cpu.push(cpu_seconds() - used);
-        }
+    let blueprint = blueprint(row.kind);
+    let mut recipe = Recipe::new(&blueprint, 0.2, THREADS);
+    recipe.dropout.attention = row.attention_dropout;
+    if row.bf16 {
+        recipe.precision = Precision::Bf16;
     }
+    if row.recompute {
+        recipe.executor = ExecutorKind::Recompute;
+    }
+    let batches: Vec<_> = (0..=steps)
+        .map(|_| batch(vec![micro_batch(0, CELLS, row.tokens)], CELLS))
+        .collect();
+    let timed = Training::new(&Single, &recipe).steps(&Single, &batches);
+    let (wall, cpu) = timed.iter().map(|t| (t.wall_s, t.cpu_s)).unzip();
     println!("{} {} {}", median(wall), median(cpu), peak_mib());
 }
 
@@ -224,14 +149,9 @@ fn run(row: &Row, index: usize, steps: usize, python: Option<&str>) -> Option<Me
     })
 }
 
-fn value<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
-    let at = args.iter().position(|a| a == name)?;
-    args.get(at + 1).map(String::as_str)
-}
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let steps = value(&args, "--steps").map_or(3, |n| n.parse().expect("--steps N"));
+    let steps = number(&args, "--steps", 3);
     let rows = rows();
     if let Some(index) = value(&args, "--row") {
         let index: usize = index.parse().expect("--row N");

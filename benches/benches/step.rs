@@ -2,13 +2,14 @@
 //! one thread.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use scpeft_bench::stepping::ADAM;
 use scpeft_model::adapter::{AdapterOptions, LayerSelection, LoraOptions, Projection};
 use scpeft_model::backbone::scgpt::{
     Blueprint, Classifier, Heads, InputOptions, Inputs, Scgpt, Shape,
 };
 use scpeft_model::exec::{Dropout, ExecutorKind, Pass};
 use scpeft_model::{Layout, Params, Role, device, loss};
-use scpeft_trainer::optim::{Adam, AdamOptions};
+use scpeft_trainer::optim::Adam;
 use tch::{Device, Kind, Tensor};
 
 /// Trainable parameters of ENCODER with a head of 18 types on the published whole-human model.
@@ -16,16 +17,9 @@ const TRAINABLE: i64 = 1_326_866;
 
 fn adam(criterion: &mut Criterion) {
     device::set_threads(1);
-    let options = AdamOptions {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        decoupled: false,
-    };
     let grad = Tensor::randn([TRAINABLE], (Kind::Float, Device::Cpu));
     let mut flat = Tensor::zeros([TRAINABLE], (Kind::Float, Device::Cpu));
-    let mut adam = Adam::new(options, &flat).expect("memory");
+    let mut adam = Adam::new(ADAM, &flat).expect("memory");
     let mut group = criterion.benchmark_group("optimizer");
     group.throughput(Throughput::Elements(TRAINABLE as u64));
     group.bench_function("adam, 1.33 M parameters", |bencher| {

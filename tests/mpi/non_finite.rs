@@ -52,23 +52,7 @@ fn lab_with_a_poisoned_cell() -> Lab {
         last_gene_in: Some(CELL),
         ..Plan::default()
     });
-    let pretraining = [
-        "task.kind=masked-expression",
-        "task.trainable=all",
-        "adapter.kind=none",
-        "data.mask_ratio=0.4",
-        "train.epochs=1",
-    ];
-    let run = lab.train(1, "pretrained", &set(&pretraining));
-    let backbone = lab.path("backbone");
-    let export = std::process::Command::new(scpeft_tests::binary("scpeft-checkpoint"))
-        .args(["export", "--run"])
-        .arg(&run)
-        .arg("--output")
-        .arg(&backbone)
-        .output()
-        .unwrap();
-    assert!(export.status.success(), "{}", text(&export.stderr));
+    let backbone = lab.pretrained_backbone();
     spoil(&backbone, "GENE29");
     lab.use_backbone(&backbone);
     lab

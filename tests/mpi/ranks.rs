@@ -9,13 +9,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use scpeft_protocol::heartbeat::{
     ADDRESS_VARIABLE, Beat, Command as Asked, Hello, Lines, Message, Role, TOKEN_VARIABLE, decode,
     encode,
 };
 use scpeft_tests::corpus::Plan;
-use scpeft_tests::train::{Lab, assert_refused, metrics, set, text, wait, wait_until};
+use scpeft_tests::train::{
+    Lab, assert_refused, logged_lines, metrics, rank_pids, set, signal, text, wait, wait_until,
+};
+use serde_json::Value;
 
 /// Trained scalars of [`Lab`]'s model: 448 of LoRA, 96 biases, 723 of the head.
 const TRAINED: u64 = 1_267;
@@ -235,4 +239,140 @@ fn ranks_tell_the_launcher_where_they_are_and_do_what_it_asks_of_any_of_them() {
         assert_eq!(beat.loss.is_some(), rank == 0, "{beat:?}");
         assert_eq!(beat.cells_per_second.is_some(), rank == 0, "{beat:?}");
     }
+}
+
+/// A model whose steps take some ten milliseconds, most of it computing.
+const LONGER_STEPS: [&str; 4] = [
+    "backbone.shape.d_model=128",
+    "backbone.shape.d_hid=512",
+    "train.batch_cells=24",
+    "train.micro_batch_cells=3",
+];
+
+/// A rank that gets a quarter of the time of the other, whichever it is.
+#[test]
+fn the_rank_that_is_held_up_is_the_one_that_the_score_names() {
+    let lab = Lab::new(&Plan::default());
+    for slow in [1, 0] {
+        let run = lab.path(&format!("slow-{slow}"));
+        let dir = format!("run.dir={}", run.display());
+        let more = ["train.epochs=10000", "log.every_steps=4", dir.as_str()];
+        let settings = [&LONGER_STEPS[..], &more].concat();
+        let mut child = lab.command(2, &set(&settings)).spawn().unwrap();
+        wait_until("the run is under way", || logged_lines(&run) >= 3);
+        let pid = rank_pids(&run)[slow];
+        let before = logged_lines(&run);
+        wait_until("enough has been compared", || {
+            signal(pid, "STOP");
+            std::thread::sleep(Duration::from_millis(30));
+            signal(pid, "CONT");
+            std::thread::sleep(Duration::from_millis(10));
+            logged_lines(&run) >= before + 16
+        });
+        signal(child.id(), "USR1");
+        assert_eq!(wait(&mut child).code(), Some(85));
+        let lines = metrics(&run);
+        let compared: Vec<(f64, f64)> = lines[before + 1..before + 16]
+            .iter()
+            .filter(|line| line["kind"] == "train")
+            .map(|line| {
+                let number = |key: &str| line[key].as_f64().unwrap();
+                (number("slowest_rank"), number("straggler_score"))
+            })
+            .collect();
+        let named = compared.iter().filter(|(rank, _)| *rank == slow as f64);
+        let scores: Vec<f64> = named.map(|(_, score)| *score).collect();
+        assert!(10 * scores.len() >= 9 * compared.len(), "{compared:?}");
+        // Two ranks, one of them four times as slow: (1 + 4) / 2 / 4 = 0.625.
+        let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+        assert!((0.5..0.85).contains(&mean), "{compared:?}");
+    }
+}
+
+/// Name, begin and end in microseconds, and arguments of a span of the trace.
+type Span = (String, u64, u64, Value);
+
+/// The spans of a rank, in order of their begin, the outer ones first.
+fn spans(trace: &Value, rank: u64) -> Vec<Span> {
+    let events = trace["traceEvents"].as_array().unwrap().iter();
+    let own = events.filter(|e| e["ph"] == "X" && e["pid"] == rank);
+    let mut spans: Vec<Span> = own
+        .map(|e| {
+            let (begin, length) = (e["ts"].as_u64().unwrap(), e["dur"].as_u64().unwrap());
+            let name = e["name"].as_str().unwrap().to_owned();
+            (name, begin, begin + length, e["args"].clone())
+        })
+        .collect();
+    spans.sort_by_key(|(_, begin, end, _)| (*begin, std::cmp::Reverse(*end)));
+    spans
+}
+
+#[test]
+fn the_trace_of_a_few_steps_nests_and_adds_up_on_every_rank() {
+    let lab = Lab::new(&Plan::default());
+    // Three steps an epoch: between the third and the fourth lies an evaluation with its checkpoint.
+    let more = [
+        "train.epochs=3",
+        "log.trace_steps=5",
+        "log.trace_after=1",
+        "backbone.shard=world",
+    ];
+    let run = lab.train(2, "run", &set(&[&LONGER_STEPS[..], &more].concat()));
+    let text = std::fs::read_to_string(run.join("trace.json")).unwrap();
+    let trace: Value = serde_json::from_str(&text).unwrap();
+    let seconds: BTreeMap<u64, f64> = metrics(&run)
+        .iter()
+        .filter(|line| line["kind"] == "train")
+        .map(|line| {
+            let step = line["step"].as_u64().unwrap();
+            (step, line["step_seconds"].as_f64().unwrap())
+        })
+        .collect();
+    for rank in [0, 1] {
+        let spans = spans(&trace, rank);
+        let inside = |a: &Span, b: &Span| a.1 >= b.1 && a.2 <= b.2;
+        for (i, a) in spans.iter().enumerate() {
+            let apart = |b: &Span| b.1 >= a.2;
+            assert!(
+                spans[i + 1..].iter().all(|b| apart(b) || inside(b, a)),
+                "{a:?}"
+            );
+        }
+        let steps: Vec<&Span> = spans.iter().filter(|s| s.0 == "step").collect();
+        let numbers = steps.iter().map(|s| s.3["step"].as_u64().unwrap());
+        assert_eq!(numbers.collect::<Vec<_>>(), [2, 3, 4, 5, 6]);
+        let (mut whole, mut parts) = (0, 0);
+        for step in steps {
+            let number = step.3["step"].as_u64().unwrap();
+            let own: Vec<&Span> = spans
+                .iter()
+                .filter(|s| s.0 != "step" && inside(s, step))
+                .collect();
+            let count = |name: &str| own.iter().filter(|s| s.0 == name).count();
+            // Eight micro-batches of three cells, two ranks.
+            let found = ["data", "forward", "backward", "optimizer"].map(count);
+            assert_eq!(found, [1, 4, 4, 1], "{own:?}");
+            assert_eq!(count("all_reduce_f32"), 1);
+            assert!(count("all_gather") > 0, "{own:?}");
+            let outer = |s: &&&Span| !own.iter().any(|o| *o != **s && inside(s, o));
+            let outermost = own.iter().filter(outer);
+            parts += outermost.map(|s| s.2 - s.1).sum::<u64>();
+            whole += step.2 - step.1;
+            let measured = 1e6 * seconds[&number];
+            let lasted = (step.2 - step.1) as f64;
+            assert!(
+                rank != 0 || lasted > measured - 500.0,
+                "{lasted} {measured}"
+            );
+        }
+        assert!(
+            parts <= whole && 10 * parts >= 8 * whole,
+            "{parts} of {whole} us"
+        );
+        let others = |name: &str| spans.iter().filter(|s| s.0 == name).count();
+        assert_eq!([others("eval"), others("checkpoint")], [1, 1]);
+    }
+    // A trace is asked for, not left behind by every run.
+    let quiet = lab.train(1, "quiet", &set(&["train.epochs=1"]));
+    assert!(!quiet.join("trace.json").exists());
 }

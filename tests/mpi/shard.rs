@@ -5,7 +5,8 @@
 
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
-    Lab, adapter_bytes, assert_refused, loss_curve, metrics, on_ranks, set, text,
+    Lab, adapter_bytes, assert_refused, logged_lines, loss_curve, metrics, on_ranks, rank_pids,
+    set, signal, text, wait, wait_until,
 };
 use serde_json::Value;
 
@@ -105,23 +106,7 @@ fn the_contrastive_objective_gathers_in_step_on_ranks_with_fewer_micro_batches()
 #[test]
 fn shares_of_published_weights_are_those_of_the_file() {
     let lab = Lab::new(&Plan::default());
-    let pretraining = [
-        "task.kind=masked-expression",
-        "task.trainable=all",
-        "adapter.kind=none",
-        "data.mask_ratio=0.4",
-        "train.epochs=1",
-    ];
-    let run = lab.train(1, "pretrained", &set(&pretraining));
-    let backbone = lab.path("backbone");
-    let export = std::process::Command::new(scpeft_tests::binary("scpeft-checkpoint"))
-        .args(["export", "--run"])
-        .arg(&run)
-        .arg("--output")
-        .arg(&backbone)
-        .output()
-        .unwrap();
-    assert!(export.status.success(), "{}", text(&export.stderr));
+    let backbone = lab.pretrained_backbone();
     lab.use_backbone(&backbone);
     assert_same_run(&lab, 2, "world", &["adapter.kind=encoder"]);
     let settings = ["run.precision=bf16", "adapter.kind=mlp"];
@@ -170,6 +155,81 @@ fn packed_layers_train_the_same_shared_or_not() {
         2,
         &["backbone.storage", "no layer is frozen", "help:"],
     );
+}
+
+/// Bytes of a process that are its own (`RssAnon`) and shared with others (`RssShmem`), by the kernel's
+/// count; `None` once it is gone.
+fn own_bytes(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |key: &str| -> Option<u64> {
+        let line = status.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    Some((kib("RssAnon")? + kib("RssShmem")?) << 10)
+}
+
+/// The most that each of two ranks held at any time in `steps` steps after the first ones.
+fn most_held(lab: &Lab, name: &str, settings: &[&str]) -> [u64; 2] {
+    let run = lab.path(name);
+    let dir = format!("run.dir={}", run.display());
+    let arguments = set(&[settings, &[dir.as_str(), "train.epochs=1000"]].concat());
+    // What is freed goes back at once: what the allocator would keep for later is not held.
+    let mut child = lab
+        .command(2, &arguments)
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
+        .env("MALLOC_TRIM_THRESHOLD_", "65536")
+        .spawn()
+        .unwrap();
+    wait_until("the steps are alike", || logged_lines(&run) >= 5);
+    let pids = rank_pids(&run);
+    let mut most = [0; 2];
+    wait_until("enough steps have been seen", || {
+        for (most, &pid) in most.iter_mut().zip(&pids) {
+            *most = own_bytes(pid).unwrap_or(0).max(*most);
+        }
+        logged_lines(&run) >= 25
+    });
+    signal(child.id(), "USR1");
+    assert_eq!(wait(&mut child).code(), Some(85));
+    most
+}
+
+/// By the kernel's count, not the program's: 24 blocks of 1 MiB, which every rank holds whole, or half of
+/// and two blocks beside it.
+#[test]
+fn a_rank_holds_its_share_of_the_blocks_two_more_and_little_else() {
+    const MIB: u64 = 1 << 20;
+    const BLOCKS: u64 = 24;
+    /// What libtorch and MPI may hold beside, for the gathers.
+    const BESIDE: u64 = 4 * MIB;
+    let lab = Lab::new(&Plan::default());
+    let settings = [
+        "backbone.shape.n_layers=24",
+        "backbone.shape.d_model=128",
+        "backbone.shape.n_heads=4",
+        "backbone.shape.d_hid=768",
+        "adapter.layers=[23]",
+        "backbone.dropout=0",
+        "run.recompute=true",
+        "train.batch_cells=2",
+        "train.micro_batch_cells=1",
+    ];
+    // Attention 4 x 128 x 128, feed-forward 2 x 128 x 768, and vectors.
+    let block = 4 * (4 * 128 * 128 + 2 * 128 * 768 + 9 * 128 + 768);
+    assert!((MIB..MIB + MIB / 50).contains(&block), "{block}");
+    let whole = most_held(&lab, "whole", &settings);
+    let shared = [&settings[..], &["backbone.shard=world"]].concat();
+    let shared = most_held(&lab, "shared", &shared);
+    let allowed = BLOCKS * block / 2 + 2 * block + BESIDE;
+    for (rank, (whole, shared)) in whole.into_iter().zip(shared).enumerate() {
+        let saved = whole.saturating_sub(shared);
+        assert!(
+            BLOCKS * block <= saved + allowed,
+            "rank {rank}: {} MiB with whole blocks, {} MiB with shared ones",
+            whole / MIB,
+            shared / MIB
+        );
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod ema;
 use scpeft_tests::corpus::Plan;
 use scpeft_tests::train::{
     Lab, adapter_bytes, assert_refused, assert_same_curve, logged_lines, loss_curve, rank_pids,
-    signal, wait, wait_until,
+    set, signal, text, wait, wait_until,
 };
 use serde_json::Value;
 
@@ -171,4 +171,37 @@ fn a_damaged_checkpoint_is_passed_over() {
         "{said}"
     );
     assert_eq!((loss_curve(&run), adapter_bytes(&run)), (curve, adapter));
+}
+
+/// Twice the same bits, with the bits of any other run, and a place that it is held to.
+#[test]
+fn a_deterministic_run_is_checked_and_held_to_its_ranks_and_threads() {
+    let lab = Lab::new(&Plan::default());
+    let short = set(&["train.epochs=1"]);
+    let plain = lab.train(2, "plain", &short);
+    let run = lab.path("checked");
+    let dir = format!("run.dir={}", run.display());
+    let deterministic = [&set(&["run.deterministic=true", dir.as_str()])[..], &short].concat();
+    let output = lab.command(2, &deterministic).output().unwrap();
+    let said = text(&output.stderr) + &text(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    let checked = "the gradients of the first step are the same bits twice";
+    assert_eq!(said.matches(checked).count(), 1, "{said}");
+    assert_eq!(loss_curve(&run), loss_curve(&plain));
+    assert_eq!(adapter_bytes(&run), adapter_bytes(&plain));
+    let resume = |ranks: usize, more: &[&str]| {
+        let arguments = [&deterministic[..], &["--resume"], more].concat();
+        lab.command(ranks, &arguments).output().unwrap()
+    };
+    assert_refused(
+        &resume(1, &["--set", "run.threads=2"]),
+        2,
+        &[
+            "ranks: 2 in the checkpoint, 1 now",
+            "run.threads: 1 in the checkpoint, 2 now",
+            "`--allow-change ranks --allow-change run.threads`",
+        ],
+    );
+    let allowed = resume(1, &["--allow-change", "ranks"]);
+    assert!(allowed.status.success(), "{}", text(&allowed.stderr));
 }

@@ -98,6 +98,31 @@ port = 0
         std::fs::write(&self.config, text).expect("the configuration file");
     }
 
+    /// A backbone directory of the same shape, pretrained for an epoch on the cells of the corpus.
+    ///
+    /// # Panics
+    /// When training or the export fails.
+    pub fn pretrained_backbone(&self) -> PathBuf {
+        let pretraining = [
+            "task.kind=masked-expression",
+            "task.trainable=all",
+            "adapter.kind=none",
+            "data.mask_ratio=0.4",
+            "train.epochs=1",
+        ];
+        let run = self.train(1, "pretrained", &set(&pretraining));
+        let backbone = self.path("backbone");
+        let export = Command::new(binary("scpeft-checkpoint"))
+            .args(["export", "--run"])
+            .arg(&run)
+            .arg("--output")
+            .arg(&backbone)
+            .output()
+            .expect("a process");
+        assert!(export.status.success(), "{}", text(&export.stderr));
+        backbone
+    }
+
     /// `scpeft-train --config …` with more arguments, on `ranks` ranks (1: without mpirun).
     pub fn command(&self, ranks: usize, arguments: &[&str]) -> Command {
         let mut command = on_ranks(ranks);

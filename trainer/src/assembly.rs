@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::backbone::{Backbone, load};
+use crate::determinism;
 use crate::failure::{Failure, Result};
 use crate::feed::{Feed, Share};
 use crate::settings;
@@ -32,6 +33,8 @@ pub struct Assembly {
     pub staging: Staging,
     /// Threads that libtorch uses in this process.
     pub threads: usize,
+    /// Ranks of the run.
+    pub ranks: usize,
     /// Corpus and tokeniser.
     pub feed: Feed,
     /// What the model is trained for.
@@ -157,6 +160,7 @@ impl Assembly {
                 batches,
             },
             threads,
+            ranks: topology.world_size,
             feed,
             task,
             params,
@@ -379,7 +383,11 @@ fn start_libtorch(config: &Config, topology: &Topology) -> Result<(Device, usize
         n => n,
     };
     device::set_threads(threads);
-    Ok((device::select(choice, topology.local_rank)?, threads))
+    let device = device::select(choice, topology.local_rank)?;
+    if config.run.deterministic {
+        determinism::require(device)?;
+    }
+    Ok((device, threads))
 }
 
 fn build_model(

@@ -3,6 +3,8 @@
 use scpeft_collective::nccl::NcclError;
 use scpeft_protocol::exit;
 
+use crate::Outcome;
+
 /// What ends a command: the exit code and the paragraph for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -129,7 +131,7 @@ impl From<scpeft_model::Error> for Failure {
         let code = match error {
             E::MissingTensor { .. } | E::ShapeMismatch { .. } => exit::WEIGHTS,
             E::Gather(_) => exit::HANG,
-            E::Setting { .. } | E::NoCuda => exit::CONFIG,
+            E::Setting { .. } | E::NoCuda | E::NoDeterminism => exit::CONFIG,
             _ => exit::INTERNAL,
         };
         Self::new(code, chain(&error))
@@ -139,6 +141,15 @@ impl From<scpeft_model::Error> for Failure {
 impl From<tch::TchError> for Failure {
     fn from(error: tch::TchError) -> Self {
         Self::new(exit::INTERNAL, format!("libtorch: {error}"))
+    }
+}
+
+/// The exit code of a command that ends like this.
+pub fn exit_code(result: &Result<Outcome>) -> i32 {
+    match result {
+        Ok(Outcome::Done) => exit::OK,
+        Ok(Outcome::Preempted) => exit::PREEMPTED,
+        Err(failure) => failure.code,
     }
 }
 

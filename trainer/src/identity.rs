@@ -22,6 +22,17 @@ pub(crate) struct Identity {
     classes: Vec<String>,
     layout: Vec<(String, Vec<i64>)>,
     settings: BTreeMap<String, Value>,
+    /// Of a deterministic run: what its bits depend on besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    place: Option<Place>,
+}
+
+/// Where a run was computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Place {
+    ranks: usize,
+    threads: usize,
+    device: String,
 }
 
 /// Sections and keys that may change: where things lie (fingerprints say whether they are the same
@@ -60,6 +71,8 @@ const SCHEDULE: &[&str] = &[
 ];
 const CORPUS: &str = "corpus fingerprint";
 const BACKBONE: &str = "backbone fingerprint";
+/// The ranks of a deterministic run.
+const RANKS: &str = "ranks";
 /// What a checkpoint could not be loaded without.
 const FIXED: [&str; 2] = ["classes", "trainable tensors"];
 
@@ -68,7 +81,7 @@ const FIXED: [&str; 2] = ["classes", "trainable tensors"];
 pub(crate) struct Allowed(BTreeSet<String>);
 
 impl Allowed {
-    /// Understands `corpus`, `backbone`, `schedule` and keys of the configuration.
+    /// Understands `corpus`, `backbone`, `schedule`, `ranks` and keys of the configuration.
     ///
     /// # Errors
     /// Any other name.
@@ -76,10 +89,10 @@ impl Allowed {
         let mut known = BTreeSet::new();
         keys("", &json!(Config::default()), &mut known);
         for name in names {
-            let group = ["corpus", "backbone", "schedule"].contains(&name.as_str());
+            let group = ["corpus", "backbone", "schedule", RANKS].contains(&name.as_str());
             if !group && !known.contains(name) {
                 return Err(Failure::config(format!(
-                    "`--allow-change {name}`: expected `corpus`, `backbone`, `schedule` or a key of the configuration\n\
+                    "`--allow-change {name}`: expected `corpus`, `backbone`, `schedule`, `ranks` or a key of the configuration\n\
                      help: `scpeft-train keys` lists them"
                 )));
             }
@@ -146,6 +159,15 @@ impl Identity {
                 .map(|s| (s.name.clone(), s.shape.clone()))
                 .collect(),
             settings,
+            place: config.run.deterministic.then(|| Place {
+                ranks: assembly.ranks,
+                threads: assembly.threads,
+                device: if assembly.staging.device.is_cuda() {
+                    "cuda".to_owned()
+                } else {
+                    "cpu".to_owned()
+                },
+            }),
         }
     }
 
@@ -160,6 +182,8 @@ impl Identity {
     ) -> Result<Vec<String>> {
         let mut defaults = BTreeMap::new();
         flatten("", &json!(Config::default()), &mut defaults);
+        // A run that was not deterministic before, or is not now, is not held to a place.
+        let places = self.place.is_some() && now.place.is_some();
         let flat = |identity: &Self| {
             let mut values = identity.settings.clone();
             values.extend(identity.args.clone());
@@ -167,6 +191,11 @@ impl Identity {
             values.insert(BACKBONE.into(), json!(identity.backbone));
             values.insert(FIXED[0].into(), json!(identity.classes));
             values.insert(FIXED[1].into(), json!(identity.layout));
+            if let Some(place) = places.then_some(identity.place.as_ref()).flatten() {
+                values.insert(RANKS.into(), json!(place.ranks));
+                values.insert("run.threads".into(), json!(place.threads));
+                values.insert("run.device".into(), json!(place.device));
+            }
             values
         };
         let (then, now) = (flat(self), flat(now));
@@ -256,7 +285,40 @@ mod tests {
             classes: vec!["B".into(), "T".into()],
             layout: vec![("w".into(), vec![2])],
             settings: flat,
+            place: None,
         }
+    }
+
+    #[test]
+    fn a_deterministic_run_stays_on_as_many_ranks_and_threads_and_its_device() {
+        let on = |ranks, threads, device: &str| Identity {
+            place: Some(Place {
+                ranks,
+                threads,
+                device: device.into(),
+            }),
+            ..identity(&json!({"run": {"deterministic": true}}))
+        };
+        let (path, none) = (Path::new("step-1"), Allowed::default());
+        let then = on(2, 1, "cpu");
+        assert!(then.require_same(&on(2, 1, "cpu"), path, &none).is_ok());
+        let refused = then.require_same(&on(3, 4, "cuda"), path, &none);
+        let message = refused.unwrap_err().message;
+        for line in [
+            "  ranks: 2 in the checkpoint, 3 now",
+            "  run.threads: 1 in the checkpoint, 4 now",
+            "  run.device: \"cpu\" in the checkpoint, \"cuda\" now",
+        ] {
+            assert!(message.lines().any(|l| l == line), "{message}");
+        }
+        assert!(message.contains("`--allow-change ranks"), "{message}");
+        let names = ["ranks", "run.threads", "run.device"].map(str::to_owned);
+        let allowed = Allowed::new(&names).unwrap();
+        let changed = then.require_same(&on(3, 4, "cuda"), path, &allowed);
+        assert_eq!(changed.unwrap().len(), 3);
+        // Elsewhere a run goes on wherever it likes.
+        let free = identity(&json!({}));
+        assert!(free.require_same(&free.clone(), path, &none).is_ok());
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod assembly;
 pub mod backbone;
 mod checkpointing;
 pub mod consensus;
+mod determinism;
 pub mod embed;
 mod encoder;
 pub mod evaluate;
@@ -49,7 +50,7 @@ mod trained;
 mod transport;
 pub mod watch;
 
-pub use failure::{Failure, Result};
+pub use failure::{Failure, Result, exit_code};
 pub use stop::StopFlag;
 pub use watch::Watch;
 

@@ -6,7 +6,7 @@ use clap::Parser;
 use scpeft_protocol::exit;
 use scpeft_trainer::args::{Cli, Command};
 use scpeft_trainer::{
-    Failure, Outcome, StopFlag, embed, markers, plan, predict, reporting, responses, run,
+    Failure, Outcome, StopFlag, embed, exit_code, markers, plan, predict, reporting, responses, run,
 };
 
 fn main() {
@@ -106,11 +106,10 @@ fn supervise(cli: &Cli, stop: &StopFlag) -> i32 {
             | Command::Evaluate(_),
         ) => Ok(Outcome::Done),
     };
-    match result {
-        Ok(Outcome::Done) => exit::OK,
-        Ok(Outcome::Preempted) => exit::PREEMPTED,
-        Err(failure) => report(&failure),
+    if let Err(failure) = &result {
+        report(failure);
     }
+    exit_code(&result)
 }
 
 fn report(failure: &Failure) -> i32 {

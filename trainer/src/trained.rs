@@ -112,7 +112,8 @@ pub(crate) fn configuration(run: &Path, overrides: &[String]) -> Result<Config> 
 /// Refuses overrides of what the adapter was trained with: they would predict with another
 /// function than the one that was trained, and say nothing.
 fn require_harmless(overrides: &[String]) -> Result<()> {
-    const MAY_CHANGE: [&str; 15] = [
+    const MAY_CHANGE: [&str; 16] = [
+        "run.deterministic",
         "run.device",
         "run.threads",
         "run.name",

@@ -45,6 +45,12 @@ section! {
         recompute: bool = false;
         /// CPU threads of each rank. Default 0: the cores divided by the ranks on the machine.
         threads: usize = 0;
+        /// Insist on the same bits from the same run: libtorch uses deterministic algorithms alone and
+        /// fails where it has none, the gradients of the first step are computed twice and compared, on a
+        /// GPU `CUBLAS_WORKSPACE_CONFIG` must be `:4096:8` or `:16:8`, and a resumption needs the ranks,
+        /// threads and kind of device of the checkpoint. Default `false`. Somewhat slower. NCCL's order of
+        /// additions is not looked at.
+        deterministic: bool = false;
     }
 }
 
@@ -389,6 +395,13 @@ section! {
         /// Where the log is written besides `metrics.jsonl`: `csv` (`metrics.csv`, one line per value)
         /// and `tensorboard` (event files under `tensorboard/`). Default `[]`.
         sinks: Vec<SinkKind> = Vec::new();
+        /// Steps of which `trace.json` shows what each rank did when, evaluations and checkpoints between
+        /// them included, for https://ui.perfetto.dev or `chrome://tracing`. Default 0 = no trace; at most
+        /// 1000.
+        trace_steps: u64 = 0;
+        /// Steps of a start or resumption before the first one that is traced. Default 2: what is done
+        /// once is over by then.
+        trace_after: u64 = 2;
     }
 }
 

@@ -575,6 +575,8 @@ fn rest(config: &Config, check: &mut Check<'_>) {
         );
     }
     check.at_least("log.every_steps", config.log.every_steps, 1);
+    let traced = config.log.trace_steps;
+    check.range("log.trace_steps", traced, traced <= 1000, "at most 1000");
     let bind = &config.metrics.bind;
     check.range(
         "metrics.bind",

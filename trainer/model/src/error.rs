@@ -37,6 +37,11 @@ pub enum Error {
         "no CUDA device is available\nhelp: set `run.device = \"cpu\"`, or install the NVIDIA driver and run `make build` again"
     )]
     NoCuda,
+    /// libtorch cannot be told to use deterministic algorithms alone.
+    #[error(
+        "this libtorch has no switch for deterministic algorithms that is known here\nhelp: run `make build` again, which installs the one that is, or set `run.deterministic = false`"
+    )]
+    NoDeterminism,
     /// An input that a setting of the model asks for is missing from the micro-batch.
     #[error("the model needs {what} and the micro-batch has none")]
     MissingInput {

@@ -15,6 +15,7 @@
 pub mod adapter;
 pub mod attention;
 pub mod backbone;
+pub mod determinism;
 pub mod device;
 mod dropout;
 mod error;

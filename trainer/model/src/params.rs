@@ -269,13 +269,8 @@ impl Params {
         layout: Layout,
         gather: Option<Rc<dyn Gather>>,
     ) -> Result<Self> {
-        let Layout {
-            seed,
-            device,
-            tail,
-            precision,
-            storage,
-        } = layout;
+        let (seed, device, precision, storage) =
+            (layout.seed, layout.device, layout.precision, layout.storage);
         // Packed blocks are unpacked one by one, which is a store's business, shared or not.
         let gather = match (gather, storage) {
             (None, Storage::Int8) => Some(Rc::new(Alone) as Rc<dyn Gather>),
@@ -288,7 +283,7 @@ impl Params {
             .map(TensorSpec::numel)
             .sum();
         let flat = Tensor::f_zeros([total as i64], (precision.full(), device))?;
-        let grad = Tensor::f_zeros([(total + tail) as i64], (precision.full(), device))?;
+        let grad = Tensor::f_zeros([(total + layout.tail) as i64], (precision.full(), device))?;
         let of_block = |s: &TensorSpec| s.block.filter(|_| !trainable(s));
         let mut store = match gather {
             Some(gather) => {
@@ -302,18 +297,7 @@ impl Params {
         let mut slots = Vec::new();
         let mut offset = 0;
         for spec in specs {
-            let value = match weights(spec)? {
-                Some(tensor) => tensor,
-                None => Tensor::f_from_slice(&spec.init.values(seed, &spec.name, spec.numel()))?
-                    .f_view(spec.shape.as_slice())?,
-            };
-            if value.size() != spec.shape {
-                return Err(Error::ShapeMismatch {
-                    name: spec.name.clone(),
-                    expected: spec.shape.clone(),
-                    found: value.size(),
-                });
-            }
+            let value = start_value(spec, weights(spec)?, seed)?;
             let is_trainable = trainable(spec);
             let tensor = if is_trainable {
                 let slot = Slot {
@@ -328,22 +312,14 @@ impl Params {
             } else if let Some(store) = store.as_mut().filter(|_| spec.block.is_some()) {
                 store.load(&value)?
             } else {
-                let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
-                if spec.role.is_parameter() {
-                    frozen
-                } else {
-                    // Updated in place: must not write into the weights it was loaded from.
-                    crate::ops::copy(&frozen)?
-                }
+                frozen(spec, &value, precision, device)?
             };
-            entries.insert(
-                spec.name.clone(),
-                Entry {
-                    tensor,
-                    role: spec.role,
-                    trainable: is_trainable,
-                },
-            );
+            let entry = Entry {
+                tensor,
+                role: spec.role,
+                trainable: is_trainable,
+            };
+            entries.insert(spec.name.clone(), entry);
         }
         Ok(Self {
             entries,
@@ -486,6 +462,38 @@ impl Params {
         slice(&self.flat, slot)?.f_copy_(&value.f_to_device(self.device)?)?;
         Ok(())
     }
+}
+
+/// What a tensor starts from: its value in the weights, or else its [`Init`].
+fn start_value(spec: &TensorSpec, loaded: Option<Tensor>, seed: u64) -> Result<Tensor> {
+    let value = match loaded {
+        Some(tensor) => tensor,
+        None => Tensor::f_from_slice(&spec.init.values(seed, &spec.name, spec.numel()))?
+            .f_view(spec.shape.as_slice())?,
+    };
+    if value.size() != spec.shape {
+        return Err(Error::ShapeMismatch {
+            name: spec.name.clone(),
+            expected: spec.shape.clone(),
+            found: value.size(),
+        });
+    }
+    Ok(value)
+}
+
+/// A frozen tensor that is whole on this rank, in its format on its device.
+fn frozen(
+    spec: &TensorSpec,
+    value: &Tensor,
+    precision: Precision,
+    device: Device,
+) -> Result<Tensor> {
+    let frozen = value.f_to_device(device)?.f_to_kind(spec.kind(precision))?;
+    if spec.role.is_parameter() {
+        return Ok(frozen);
+    }
+    // Updated in place: must not write into the weights it was loaded from.
+    crate::ops::copy(&frozen)
 }
 
 /// The part of a flat buffer that belongs to `slot`, in the slot's shape.

@@ -23,6 +23,7 @@ use crate::task::{self, Batches, Identification, IdentificationOptions, LabelInf
 struct Ground {
     device: Device,
     threads: usize,
+    ranks: usize,
     feed: Feed,
     backbone: Backbone,
 }
@@ -40,6 +41,7 @@ impl Ground {
         Ok(Self {
             device,
             threads,
+            ranks: topology.world_size,
             feed,
             backbone,
         })
@@ -69,6 +71,7 @@ impl Ground {
                 batches,
             },
             threads: self.threads,
+            ranks: self.ranks,
             feed: self.feed,
             task,
             params,

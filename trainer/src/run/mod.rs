@@ -23,13 +23,13 @@ use crate::checkpointing::{self, Cursor, Evaluated, RunDir, Saver, mirroring};
 use crate::consensus::agree;
 use crate::evaluate::evaluate;
 use crate::exporter::Exporter;
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, exit_code};
 use crate::ledger::Ledger;
 use crate::loading::LoaderWatch;
 use crate::movement::Movement;
 use crate::non_finite::Search;
 use crate::optim::{Adam, Ema, Schedule};
-use crate::record::Recorder;
+use crate::record::{Recorder, return_free_memory};
 use crate::report::Reporter;
 use crate::selection::ModelSelection;
 use crate::settings;
@@ -40,6 +40,7 @@ use crate::stop::StopFlag;
 use crate::straggler::Pace;
 use crate::transport;
 use crate::watch::Watch;
+use crate::watch::trace::{Part, Window};
 
 use account::Took;
 pub(crate) use start::{adam_options, schedule};
@@ -63,11 +64,7 @@ pub fn run(world: &dyn Collective, args: &RunArgs, stop: &StopFlag) -> Result<Ou
     };
     let observed = Observed::new(world, Rc::clone(&observer));
     let result = train(&observed, args, stop, &watch, ledger, observer);
-    watch.say_goodbye(match &result {
-        Ok(Outcome::Done) => exit::OK,
-        Ok(Outcome::Preempted) => exit::PREEMPTED,
-        Err(failure) => failure.code,
-    });
+    watch.say_goodbye(exit_code(&result));
     result
 }
 
@@ -121,6 +118,7 @@ fn train(
             from.as_deref(),
         ),
     )?;
+    return_free_memory();
     match training.drive(world, &loaders, stop) {
         Err(failure) if world.topology().world_size > 1 => leave(world, watch, &failure),
         outcome => outcome,
@@ -180,6 +178,8 @@ struct Training {
     bad_steps: u64,
     world_size: usize,
     watch: Watch,
+    /// Steps of this start that are traced.
+    traced: Window,
     /// Until its verdict.
     movement: Option<Movement>,
     /// What changed on resumption with the user's leave.
@@ -195,6 +195,9 @@ impl Training {
         stop: &StopFlag,
     ) -> Result<Outcome> {
         let mut outcome = Outcome::Done;
+        if self.config.run.deterministic {
+            self.rehearse(world, &loaders.train)?;
+        }
         while !self.is_complete() {
             if self.epoch(world, &loaders.train, stop)? {
                 self.save(None)?;
@@ -206,6 +209,7 @@ impl Training {
         }
         self.list_skipped(loaders)?;
         self.last_save()?;
+        self.watch.end_trace(world, &self.config.run.dir)?;
         self.finish(world, outcome)?;
         Ok(outcome)
     }
@@ -222,12 +226,18 @@ impl Training {
     fn epoch(&mut self, world: &dyn Collective, loader: &Loader, stop: &StopFlag) -> Result<bool> {
         let mut stream = loader.epoch(self.cursor.epoch, self.cursor.batch);
         while self.cursor.step < self.schedule.planned_steps {
+            let (traced, dir) = (self.traced, &self.config.run.dir);
+            self.watch.trace(world, traced, self.cursor.step, dir)?;
             let begun = Instant::now();
+            let whole = self.watch.span(Part::Step(self.cursor.step + 1));
             self.watch.set_step(self.cursor.step + 1);
             self.watch.enter(Section::Data);
+            let waiting = self.watch.span(Part::Data);
             let Some(batch) = next(&mut stream)? else {
+                whole.discard();
                 break;
             };
+            drop(waiting);
             let data_seconds = begun.elapsed().as_secs_f64();
             self.loading.record(&self.exporter, loader, stream.ready());
             self.redraw()?;
@@ -248,6 +258,7 @@ impl Training {
                 None
             };
             self.account(&report, &took, standing)?;
+            drop(whole);
             self.check_movement(&report)?;
             if report.asked.stop {
                 return Ok(true);
@@ -286,34 +297,61 @@ impl Training {
         }
     }
 
+    fn stepper(&mut self) -> Stepper<'_> {
+        let assembly = &mut self.assembly;
+        Stepper {
+            model: assembly.model.as_ref(),
+            params: &mut assembly.params,
+            task: assembly.task.as_ref(),
+            adam: &mut self.adam,
+            schedule: self.schedule,
+            dropout: settings::dropout(&self.config, assembly.staging.device),
+            clip_norm: self.config.train.clip_norm,
+            seed: self.config.run.seed,
+            staging: &assembly.staging,
+            watch: &self.watch,
+        }
+    }
+
+    /// Computes the gradients of the next step twice and refuses to go on when they differ.
+    fn rehearse(&mut self, world: &dyn Collective, loader: &Loader) -> Result<()> {
+        self.watch.enter(Section::Data);
+        let Cursor {
+            step, epoch, batch, ..
+        } = self.cursor;
+        let Some(batch) = next(&mut loader.epoch(epoch, batch))? else {
+            return Ok(());
+        };
+        let same = self.stepper().rehearse(world, step, &batch)?;
+        agree(
+            world,
+            if same {
+                Ok(())
+            } else {
+                Err(Failure::new(
+                    exit::INTERNAL,
+                    "`run.deterministic`: the gradients of the first step differ when they are computed again\n\
+                     help: please report it; `run.deterministic = false` goes on without that promise",
+                ))
+            },
+        )?;
+        if let Some(outputs) = &self.outputs {
+            let said = "deterministic: the gradients of the first step are the same bits twice";
+            outputs.reporter.say(said);
+        }
+        Ok(())
+    }
+
     fn step(
         &mut self,
         world: &dyn Collective,
         batch: &StepBatches,
         asked: Asked,
     ) -> Result<StepReport> {
-        let Assembly {
-            model,
-            params,
-            task,
-            staging,
-            ..
-        } = &mut self.assembly;
-        let mut stepper = Stepper {
-            model: model.as_ref(),
-            params,
-            task: task.as_ref(),
-            adam: &mut self.adam,
-            schedule: self.schedule,
-            dropout: settings::dropout(&self.config, staging.device),
-            clip_norm: self.config.train.clip_norm,
-            seed: self.config.run.seed,
-            staging,
-            watch: &self.watch,
-        };
-        let report = stepper.step(world, self.cursor.step, batch, asked)?;
+        let step = self.cursor.step;
+        let report = self.stepper().step(world, step, batch, asked)?;
         if let Some(ema) = self.ema.as_mut().filter(|_| report.skipped.is_none()) {
-            ema.observe(params.flat())?;
+            ema.observe(self.assembly.params.flat())?;
         }
         if report.skipped == Some(Skip::NonFinite) {
             self.bad_steps += 1;
@@ -374,6 +412,7 @@ impl Training {
     fn end_epoch(&mut self, world: &dyn Collective, loaders: &SplitLoaders) -> Result<()> {
         let begun = Instant::now();
         self.watch.enter(Section::Eval);
+        let span = self.watch.span(Part::Eval);
         let Assembly {
             model,
             params,
@@ -389,6 +428,7 @@ impl Training {
             Some(ema) => ema.in_place_of(params.flat(), run)?,
             None => run()?,
         };
+        drop(span);
         self.exporter.add(
             &metrics::SECTION_SECONDS,
             &["eval"],

@@ -12,12 +12,14 @@ use crate::failure::{Failure, Result};
 use crate::movement::Verdict;
 use crate::step::StepReport;
 use crate::watch::Watch;
+use crate::watch::trace::Part;
 
 impl Training {
     /// Has a checkpoint written in the background (rank 0). The loop waits for the one before it
     /// and for the copy of its state, no longer.
     pub(super) fn save(&mut self, evaluated: Option<Evaluated>) -> Result<()> {
         self.watch.enter(Section::Checkpoint);
+        let _span = self.watch.span(Part::Checkpoint);
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };
@@ -55,6 +57,7 @@ impl Training {
     /// Waits for the last checkpoint of this start: a run that says it ended has saved its state.
     pub(super) fn last_save(&mut self) -> Result<()> {
         self.watch.enter(Section::Checkpoint);
+        let _span = self.watch.span(Part::Checkpoint);
         let Some(outputs) = &mut self.outputs else {
             return Ok(());
         };

@@ -25,6 +25,7 @@ use crate::selection::ModelSelection;
 use crate::step::Skip;
 use crate::straggler::Pace;
 use crate::watch::Watch;
+use crate::watch::trace::Window;
 
 impl Training {
     pub(super) fn begin(
@@ -60,6 +61,8 @@ impl Training {
             )?;
         }
         let schedule = schedule(&config, loaders.train.batches_per_epoch());
+        let log = &config.log;
+        let traced = Window::new(cursor.step, log.trace_after, log.trace_steps);
         let exporter = Rc::new(start_exporter(&config, world, watch, &assembly, &schedule)?);
         ledger.export_to(&exporter);
         introduce(watch, &config, &assembly);
@@ -81,6 +84,7 @@ impl Training {
             bad_steps: 0,
             world_size: world.topology().world_size,
             watch: watch.clone(),
+            traced,
         };
         if world.topology().is_root() {
             training.outputs = Some(Outputs::open(

@@ -2,6 +2,7 @@
 //! update.
 
 mod contrast;
+mod rehearsal;
 mod tail;
 
 use std::time::Instant;
@@ -21,6 +22,7 @@ use crate::optim::{Adam, Schedule, clip_grad_norm};
 use crate::shard;
 use crate::task::{LossSums, Staging, Task, scalar};
 use crate::watch::Watch;
+use crate::watch::trace::Part;
 
 use contrast::Contrasts;
 use tail::{NormSums, Tail};
@@ -152,35 +154,12 @@ impl Stepper<'_> {
         let passes = shard::passes(world, self.model, batch.micro.len())?;
         let gathered_before = self.gathered_bytes();
         let counted = Instant::now();
-        let contrasts = match self.task.contrast() {
-            Some(contrast) => Some(Contrasts::prepare(
-                self, world, step, batch, passes, contrast,
-            )?),
-            None => None,
-        };
-        let mut sums = LocalSums {
-            terms: vec![0.0; self.task.terms().len()],
-            contrast: contrasts.as_ref().map_or(0.0, Contrasts::own_loss),
-            norms: NormSums::new(self.model, self.params),
-            cells: 0,
-            tokens: 0,
-            slots: 0,
-            suspects: Vec::new(),
-        };
-        for (place, micro) in batch.micro.iter().enumerate() {
-            let pull = contrasts.as_ref().map(|c| c.pull(place));
-            if !self.accumulate(step, micro, &counts, pull, &mut sums)? {
-                sums.suspects.push(place);
-            }
-            self.watch.beat();
-        }
-        for _ in batch.micro.len()..passes {
-            self.join(&counts)?;
-        }
+        let sums = self.gradients(world, step, batch, &counts, passes)?;
         let computed = Instant::now();
         let tail = self.reduce(world, &sums, asked)?;
         let reduced = Instant::now();
         self.watch.enter(Section::Optimizer);
+        let updating = self.watch.span(Part::Optimizer);
         let lr = self.schedule.lr(step);
         let empty = counts.iter().all(|&count| count == 0.0);
         let (grad_norm, skipped) = if empty {
@@ -193,6 +172,7 @@ impl Stepper<'_> {
         if skipped.is_none() {
             tail.update_norms(self.model, self.params.device())?;
         }
+        drop(updating);
         let terms = self.task.terms();
         let means = tail
             .terms
@@ -222,6 +202,51 @@ impl Stepper<'_> {
             optimizer_seconds: reduced.elapsed().as_secs_f64(),
             gathered_bytes: self.gathered_bytes() - gathered_before,
         })
+    }
+
+    /// Adds the gradients of this rank's micro-batches to the buffer, in step with the ranks that have
+    /// more of them: `passes` is the most that any has.
+    ///
+    /// # Collective
+    /// Must be called by all ranks.
+    fn gradients(
+        &self,
+        world: &dyn Collective,
+        step: u64,
+        batch: &StepBatches,
+        counts: &[f64],
+        passes: usize,
+    ) -> Result<LocalSums> {
+        let contrasts = match self.task.contrast() {
+            Some(contrast) => {
+                let _span = self.watch.span(Part::Forward);
+                Some(Contrasts::prepare(
+                    self, world, step, batch, passes, contrast,
+                )?)
+            }
+            None => None,
+        };
+        let mut sums = LocalSums {
+            terms: vec![0.0; self.task.terms().len()],
+            contrast: contrasts.as_ref().map_or(0.0, Contrasts::own_loss),
+            norms: NormSums::new(self.model, self.params),
+            cells: 0,
+            tokens: 0,
+            slots: 0,
+            suspects: Vec::new(),
+        };
+        for (place, micro) in batch.micro.iter().enumerate() {
+            let pull = contrasts.as_ref().map(|c| c.pull(place));
+            if !self.accumulate(step, micro, counts, pull, &mut sums)? {
+                sums.suspects.push(place);
+            }
+            self.watch.beat();
+        }
+        for _ in batch.micro.len()..passes {
+            let _span = self.watch.span(Part::Join);
+            self.join(counts)?;
+        }
+        Ok(sums)
     }
 
     /// Goes through the gathers of [`Stepper::accumulate`] for a micro-batch of another rank.
@@ -275,6 +300,7 @@ impl Stepper<'_> {
         pull: Option<contrast::Pull<'_>>,
         sums: &mut LocalSums,
     ) -> Result<bool> {
+        let span = self.watch.span(Part::Forward);
         let batch = self.staging.stage(micro)?;
         let pass = self.pass(step, micro);
         let LossSums {
@@ -294,6 +320,8 @@ impl Stepper<'_> {
             passes.push(second);
         }
         passes.push(encoded);
+        drop(span);
+        let span = self.watch.span(Part::Backward);
         if let Some(objective) = objective {
             objective.f_backward()?;
             for pass in &mut passes {
@@ -302,6 +330,7 @@ impl Stepper<'_> {
                 }
             }
         }
+        drop(span);
         for Observed {
             domain,
             mean,

@@ -9,6 +9,7 @@
 
 mod board;
 mod record;
+pub(crate) mod trace;
 mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use scpeft_protocol::heartbeat::{Beat, Beater, Bye, Command, Hello, Section};
 use crate::failure::{Failure, Result};
 use board::Board;
 use record::Flight;
+use trace::{Part, Trace};
 use verdict::{Deadlines, Expired, judge};
 
 /// How often the thread looks.
@@ -44,6 +46,7 @@ struct Shared {
     /// The section around a collective.
     outer: AtomicU64,
     flight: Mutex<Flight>,
+    trace: Mutex<Trace>,
     settings: Mutex<Settings>,
     /// Tells the launcher, if there is one.
     beater: Mutex<Beater>,
@@ -110,6 +113,7 @@ impl Watch {
             board: Board::open(world, now())?,
             outer: AtomicU64::new(Section::Setup as u64),
             flight: Mutex::new(Flight::default()),
+            trace: Mutex::new(Trace::default()),
             settings: Mutex::new(Settings {
                 deadlines: Deadlines::of(&WatchdogSection::default()),
                 directory: None,
@@ -179,7 +183,9 @@ impl Observer for Watch {
 
     fn end(&self) {
         let ended = now();
-        lock(&self.0.flight).end(ended);
+        if let Some((op, bytes, begun)) = lock(&self.0.flight).end(ended) {
+            lock(&self.0.trace).record(Part::Collective(op, bytes), begun, ended);
+        }
         self.0.enter(self.0.outer(), ended);
     }
 }

@@ -44,10 +44,11 @@ impl Flight {
         });
     }
 
-    pub(super) fn end(&mut self, ended: u64) {
-        if let Some(last) = self.entries.back_mut() {
-            last.ended = Some(ended);
-        }
+    /// The collective that began last has ended; its operation, bytes and begin.
+    pub(super) fn end(&mut self, ended: u64) -> Option<(&'static str, u64, u64)> {
+        let last = self.entries.back_mut()?;
+        last.ended = Some(ended);
+        Some((last.op, last.bytes, last.begun))
     }
 }
 

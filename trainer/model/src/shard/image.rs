@@ -15,6 +15,8 @@ pub(super) const ALIGNMENT: usize = 64;
 pub(super) struct Piece {
     /// Handle that the model is bound to.
     pub(super) tensor: Tensor,
+    /// What it refers to while it is not there: a single NaN.
+    absent: Tensor,
     shape: Vec<i64>,
     kind: Kind,
     storage: Storage,
@@ -30,18 +32,20 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Appends a tensor that is used in `kind`; returns its handle, without values yet.
+    /// Appends a tensor that is used in the format of `absent`, a single NaN that all tensors of that
+    /// format share; returns its handle, without values yet.
     pub(super) fn push(
         &mut self,
         shape: &[i64],
-        kind: Kind,
         storage: Storage,
-        device: Device,
+        absent: &Tensor,
     ) -> Result<Tensor> {
+        let (kind, device) = (absent.f_kind()?, absent.device());
         let bytes = storage.bytes(shape, kind);
         let tensor = Tensor::f_empty([0], (kind, device))?;
         let piece = Piece {
             tensor: tensor.shallow_clone(),
+            absent: absent.shallow_clone(),
             shape: shape.to_vec(),
             kind,
             storage,
@@ -134,8 +138,7 @@ impl Piece {
     /// A single NaN in the shape of the tensor: whoever computes with a tensor that is not there
     /// gets NaN, and not yesterday's memory.
     fn clear(&self) -> Result<()> {
-        let absent = Tensor::f_full([1], f64::NAN, (self.kind, self.tensor.device()))?;
-        self.set(&absent.f_expand(self.shape.as_slice(), false)?)
+        self.set(&self.absent.f_expand(self.shape.as_slice(), false)?)
     }
 
     fn set(&self, source: &Tensor) -> Result<()> {

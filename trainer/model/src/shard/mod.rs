@@ -3,8 +3,9 @@
 //!
 //! The tensors that a model is bound to are handles. [`BlockStore::need`] lets the handles of one
 //! block refer to gathered memory and takes it away from the block before; in between they hold
-//! NaN. Code of blocks and adapters knows nothing of it. A graph of autograd would keep gathered
-//! memory alive, so only executors that recompute use a store.
+//! NaN. Code of blocks and adapters knows nothing of it. A graph of autograd would refer to gathered
+//! memory after the next block has come into it, so only executors that recompute use a store: they
+//! drop the graph of a block before they need another one.
 //!
 //! Gathers are issued by whoever implements [`Gather`]: this crate communicates with nobody.
 
@@ -108,6 +109,9 @@ pub struct BlockStore {
     present: RefCell<Option<Gathered>>,
     /// The block that is on its way.
     coming: RefCell<Option<(Gathered, Box<dyn Gathering>)>>,
+    /// Memory of gathers that nobody uses. It is used again and not given back: freed and taken anew for
+    /// every block, it would leave holes among the activations that no other block fits into.
+    spare: RefCell<Vec<Tensor>>,
     usage: Cell<Usage>,
 }
 
@@ -115,7 +119,10 @@ pub struct BlockStore {
 #[derive(Debug)]
 struct Gathered {
     layer: usize,
+    /// The shares of all ranks, u8, on the device of the model.
     whole: Tensor,
+    /// The memory on the CPU that the shares were gathered into; `None` where nothing is gathered.
+    memory: Option<Tensor>,
     /// What it takes besides the shares: gathered, and unpacked.
     bytes: usize,
 }
@@ -184,14 +191,16 @@ impl BlockStore {
     fn start(&self, layer: usize) -> Result<(Gathered, Box<dyn Gathering>)> {
         let part = &self.parts[layer];
         let alone = self.gather.ranks() == 1;
-        let (whole, bytes, gathering): (_, _, Box<dyn Gathering>) = if alone {
-            (part.shallow_clone(), 0, Box::new(Whole))
+        let (whole, memory, gathering): (_, _, Box<dyn Gathering>) = if alone {
+            (part.shallow_clone(), None, Box::new(Whole))
         } else {
+            let memory = self.memory()?;
             let bytes = part.numel() * self.gather.ranks();
-            let whole = Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?;
+            let whole = memory.f_narrow(0, 0, bytes as i64)?;
             let gathering = self.gather.start(part, &whole)?;
-            (whole, bytes, gathering)
+            (whole, Some(memory), gathering)
         };
+        let bytes = if alone { 0 } else { whole.numel() };
         self.count(bytes);
         let mut usage = self.usage.get();
         usage.gathers += u64::from(!alone);
@@ -200,9 +209,19 @@ impl BlockStore {
         let gathered = Gathered {
             layer,
             whole,
+            memory,
             bytes,
         };
         Ok((gathered, gathering))
+    }
+
+    /// Room for the largest block.
+    fn memory(&self) -> Result<Tensor> {
+        if let Some(spare) = self.spare.borrow_mut().pop() {
+            return Ok(spare);
+        }
+        let bytes = self.usage.get().block_bytes as i64;
+        Ok(Tensor::f_empty([bytes], (Kind::Uint8, Device::Cpu))?)
     }
 
     fn count(&self, bytes: usize) {
@@ -217,7 +236,7 @@ impl BlockStore {
             return Ok(());
         };
         self.images[gathered.layer].clear()?;
-        self.forget(&gathered);
+        self.forget(gathered);
         Ok(())
     }
 
@@ -226,14 +245,15 @@ impl BlockStore {
             return Ok(());
         };
         gathering.wait()?;
-        self.forget(&gathered);
+        self.forget(gathered);
         Ok(())
     }
 
-    fn forget(&self, gathered: &Gathered) {
+    fn forget(&self, gathered: Gathered) {
         let mut usage = self.usage.get();
         usage.gathered_bytes -= gathered.bytes;
         self.usage.set(usage);
+        self.spare.borrow_mut().extend(gathered.memory);
     }
 }
 
@@ -258,13 +278,19 @@ impl StoreBuilder {
     ) -> Result<Self> {
         let mut images: Vec<Image> = Vec::new();
         let mut handles = Vec::new();
+        let mut absent: Vec<Tensor> = Vec::new();
         for (layer, spec) in specs {
             if images.len() <= layer {
                 images.resize_with(layer + 1, Image::default);
             }
             let image = &mut images[layer];
             let (kind, storage) = (spec.kind(precision), spec.storage(storage));
-            let handle = image.push(&spec.shape, kind, storage, device)?;
+            let known = absent.iter().position(|nan| nan.kind() == kind);
+            let nan = known.unwrap_or(absent.len());
+            if known.is_none() {
+                absent.push(Tensor::f_full([1], f64::NAN, (kind, device))?);
+            }
+            let handle = image.push(&spec.shape, storage, &absent[nan])?;
             handles.push((layer, image.pieces.len() - 1, handle));
         }
         let part = |image: &Image| -> Result<Tensor> {
@@ -311,6 +337,7 @@ impl StoreBuilder {
             parts: self.parts,
             present: RefCell::new(None),
             coming: RefCell::new(None),
+            spare: RefCell::new(Vec::new()),
             usage: Cell::new(usage),
         }
     }

@@ -1,18 +1,12 @@
 //! The full-size scGPT with random weights, its task and its batches, for benches of whole steps.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    reason = "every bench uses its own part of it"
-)]
-
 use scpeft_config::{ClassWeights, Select};
 use scpeft_data::{MicroBatch, StepBatches};
 use scpeft_model::adapter::{
     AdapterOptions, EncoderOptions, LayerSelection, LoraOptions, Placement, Projection,
 };
-use scpeft_model::backbone::scgpt::Shape;
-use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo};
+use scpeft_model::backbone::scgpt::{Blueprint, InputOptions, Shape};
+use scpeft_trainer::task::{Identification, IdentificationOptions, LabelInfo, Task as _};
 
 /// Types that the task tells apart.
 pub const CLASSES: usize = 18;
@@ -45,6 +39,16 @@ pub fn adapter(kind: &str) -> AdapterOptions {
         placement: Placement::AfterNorm,
         zero_init: false,
     })
+}
+
+/// The model for [`task`] with this adapter.
+pub fn blueprint(kind: &str) -> Blueprint {
+    Blueprint {
+        shape: SHAPE,
+        inputs: InputOptions::default(),
+        heads: task().heads(),
+        adapters: vec![adapter(kind)],
+    }
 }
 
 /// A task of as many types as the peer has.
@@ -90,76 +94,5 @@ pub fn batch(micro: Vec<MicroBatch>, global_cells: usize) -> StepBatches {
         batch: 0,
         global_cells,
         micro,
-    }
-}
-
-/// The middle of the values.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Resident size now.
-pub fn resident_mib() -> f64 {
-    status_mib("VmRSS")
-}
-
-/// Largest resident size so far.
-pub fn peak_mib() -> f64 {
-    status_mib("VmHWM")
-}
-
-fn status_mib(key: &str) -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status.lines().find(|l| l.starts_with(key)).expect(key);
-    let kib: f64 = line
-        .split_whitespace()
-        .nth(1)
-        .and_then(|n| n.parse().ok())
-        .expect("KiB");
-    kib / 1024.0
-}
-
-/// User and system time of this process.
-pub(crate) fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("procfs");
-    let after = stat.rsplit(')').next().expect("a command name");
-    let ticks: f64 = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(|t| t.parse::<f64>().expect("ticks"))
-        .sum();
-    // Linux reports 100 ticks a second to programs, whatever its own clock.
-    ticks / 100.0
-}
-
-/// The largest sizes by kind of memory while something runs.
-pub struct Peaks {
-    over: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    watcher: std::thread::JoinHandle<[f64; 3]>,
-}
-
-impl Peaks {
-    /// Starts to look every few milliseconds.
-    pub fn start() -> Self {
-        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let told = over.clone();
-        let watcher = std::thread::spawn(move || {
-            let mut most = [0.0_f64; 3];
-            while !told.load(std::sync::atomic::Ordering::Relaxed) {
-                let now = ["RssAnon", "RssFile", "RssShmem"].map(status_mib);
-                most = std::array::from_fn(|i| most[i].max(now[i]));
-                std::thread::sleep(std::time::Duration::from_millis(3));
-            }
-            most
-        });
-        Self { over, watcher }
-    }
-
-    /// Ends it: MiB of the process's own memory, of mapped files, and shared with other processes.
-    pub fn end(self) -> [f64; 3] {
-        self.over.store(true, std::sync::atomic::Ordering::Relaxed);
-        self.watcher.join().expect("the watcher")
     }
 }

@@ -2,17 +2,11 @@
 
 use std::process::Command;
 
-/// The value after an option.
-pub(crate) fn value<'a>(args: &'a [String], name: &str) -> Option<&'a str> {
-    let at = args.iter().position(|a| a == name)?;
-    args.get(at + 1).map(String::as_str)
-}
-
 /// Runs this program on `ranks` ranks of this machine; what rank 0 wrote.
 ///
 /// # Panics
 /// When a rank fails.
-pub(crate) fn start(ranks: usize, args: &[&str]) -> String {
+pub fn start(ranks: usize, args: &[&str]) -> String {
     let output = Command::new("mpirun")
         .args(["--oversubscribe", "--bind-to", "none", "-n"])
         .arg(ranks.to_string())
