@@ -36,7 +36,6 @@ pub mod report;
 pub mod reporting;
 pub mod responses;
 pub mod run;
-pub mod scores;
 pub mod selection;
 mod settings;
 pub mod shard;

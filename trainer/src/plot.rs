@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
+use scpeft_evaluation::identification::Confusion;
+
 use crate::failure::Result;
 use crate::picture::Picture;
 use crate::picture::charts::{Matrix, matrix};
-use crate::scores::Confusion;
 
 /// Size of a field of a confusion matrix.
 const FIELD: f32 = 46.0;

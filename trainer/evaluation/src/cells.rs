@@ -224,7 +224,7 @@ mod tests {
         let nan = Cells::new("drug A", &[1.0, 2.0, f32::NAN, 4.0], 2).unwrap_err();
         assert_eq!(
             nan.to_string(),
-            "drug A: the value of gene 0 in cell 1 is NaN, expected a finite number"
+            "drug A: value 0 of cell 1 is NaN, expected a finite number"
         );
         assert!(Cells::new("a", &[1.0; 3], 2).is_err());
         assert!(Cells::new("a", &[], 2).is_err());

@@ -108,7 +108,7 @@ impl SortedControl {
     }
 }
 
-fn cubes(t: usize) -> f64 {
+pub(crate) fn cubes(t: usize) -> f64 {
     let t = t as f64;
     t * t * t - t
 }

@@ -18,6 +18,12 @@ pub enum Undefined {
         /// How many the definition needs.
         needed: usize,
     },
+    /// Something that the score compares with was not given.
+    #[error("{what} was not given")]
+    NotGiven {
+        /// What is missing.
+        what: &'static str,
+    },
     /// A curve over labels that are all alike.
     #[error("all genes are {what}")]
     OneClass {
@@ -50,7 +56,7 @@ pub enum Error {
         expected: usize,
     },
     /// A value is NaN or infinite.
-    #[error("{whom}: the value of gene {gene} in cell {cell} is {value}, expected a finite number")]
+    #[error("{whom}: value {gene} of cell {cell} is {value}, expected a finite number")]
     NotFinite {
         /// Whose cells.
         whom: String,

@@ -217,6 +217,28 @@ pub(crate) fn left_singular(what: &'static str, a: &Matrix, k: usize) -> Result<
     Ok(out)
 }
 
+/// An orthonormal basis of the rows, by Gram and Schmidt done twice; a row that lies in the span of
+/// those before becomes zero.
+pub(crate) fn orthonormal(mut a: Matrix) -> Matrix {
+    let width = a.columns;
+    for i in 0..a.rows {
+        let (before, row) = a.values.split_at_mut(i * width);
+        let row = &mut row[..width];
+        let size = dot(row, row).sqrt();
+        for _ in 0..2 {
+            for other in before.chunks_exact(width) {
+                subtract(row, dot(row, other), other);
+            }
+        }
+        let norm = dot(row, row).sqrt();
+        let inverse = if norm > size * 1e-12 { 1.0 / norm } else { 0.0 };
+        for x in row {
+            *x *= inverse;
+        }
+    }
+    a
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

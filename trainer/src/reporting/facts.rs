@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use scpeft_checkpoint::fsx;
+use scpeft_evaluation::identification::Confusion;
 use serde_json::Value;
 
 use super::Part;
@@ -11,7 +12,6 @@ use crate::failure::{Failure, Result};
 use crate::picture::Picture;
 use crate::picture::charts::{Curve, curves};
 use crate::plot::confusion_picture;
-use crate::scores::Confusion;
 use crate::sheet::Sheet;
 
 /// Logged numbers that are no measure of learning.

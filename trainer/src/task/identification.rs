@@ -2,6 +2,7 @@
 
 use scpeft_config::{ClassWeights, Select};
 use scpeft_data::MicroBatch;
+use scpeft_evaluation::identification::Confusion;
 use scpeft_model::backbone::{Classifier, Encoded, Heads, Model, Purpose};
 use scpeft_model::exec::Pass;
 use scpeft_model::loss::cross_entropy_sum;
@@ -9,7 +10,6 @@ use tch::{Kind, Tensor};
 
 use super::{DeviceBatch, Evaluation, LabelInfo, LossSums, Task, Term, scalar};
 use crate::failure::{Failure, Result};
-use crate::scores::Confusion;
 
 /// Settings of the task.
 #[derive(Debug, Clone)]

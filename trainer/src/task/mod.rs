@@ -20,13 +20,13 @@ use std::sync::Arc;
 
 use scpeft_config::{Config, TaskKind};
 use scpeft_data::MicroBatch;
+use scpeft_evaluation::identification::Confusion;
 use scpeft_model::backbone::{Encoded, Heads, Model, Purpose};
 use scpeft_model::exec::Pass;
 use tch::{Kind, Tensor};
 
 use crate::failure::{Failure, Result};
 use crate::perturbation::Responses;
-use crate::scores::Confusion;
 use crate::settings;
 
 /// A part of an objective: a sum over cells or tokens, divided by how many of them the whole

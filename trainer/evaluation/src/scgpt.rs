@@ -1,5 +1,7 @@
 //! Correlation of predicted and true responses to perturbations, as scGPT and scPEFT report it.
 
+use crate::stats::{pearson, pick};
+
 /// The cells of one perturbation.
 #[derive(Debug, Clone, Copy)]
 pub struct Condition<'a> {
@@ -46,7 +48,8 @@ pub fn response_scores(conditions: &[Condition<'_>], control: &[f64]) -> Respons
                 } else {
                     (condition.truth.to_vec(), condition.prediction.to_vec())
                 };
-                pearson(&truth, &prediction, &genes(condition))
+                let genes = genes(condition);
+                pearson(&pick(&truth, &genes), &pick(&prediction, &genes)).ok()
             })
             .collect();
         (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
@@ -65,21 +68,6 @@ pub fn response_scores(conditions: &[Condition<'_>], control: &[f64]) -> Respons
         pearson_delta_nonzero: over(&expressed, true),
         pearson_de_delta: over(&de, true),
     }
-}
-
-/// Pearson correlation of two profiles over `genes`; `None` when one of them does not vary.
-fn pearson(x: &[f64], y: &[f64], genes: &[usize]) -> Option<f64> {
-    let n = genes.len() as f64;
-    let mean = |v: &[f64]| genes.iter().map(|&g| v[g]).sum::<f64>() / n;
-    let (mean_x, mean_y) = (mean(x), mean(y));
-    let (mut xy, mut xx, mut yy) = (0.0, 0.0, 0.0);
-    for &gene in genes {
-        let (a, b) = (x[gene] - mean_x, y[gene] - mean_y);
-        xy += a * b;
-        xx += a * a;
-        yy += b * b;
-    }
-    (xx > 0.0 && yy > 0.0).then(|| xy / (xx * yy).sqrt())
 }
 
 #[cfg(test)]
