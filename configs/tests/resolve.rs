@@ -130,7 +130,7 @@ micro_batch_cells = 4
   help: did you mean `seed`?
 - a.toml:5: unknown section `[trian]`
   help: did you mean `[train]`?
-- a.toml:12: `adapter.kind` must be `none` or `encoder` or `lora` or `token` or `prefix` or `hybrid` or `mlp` or `hra` or `oft` or a list of them, got the string `\"lorra\"`
+- a.toml:12: `adapter.kind` must be `none` or `encoder` or `lora` or `token` or `prefix` or `hybrid` or `mlp` or `hra` or `oft` or `drug` or a list of them, got the string `\"lorra\"`
   help: did you mean `lora`?
 - a.toml:14: `train.lr` must be a number, got the string `\"fast\"`
 - a.toml:16: `train.micro_batch_cells` (4) does not divide `train.batch_cells` (10)
@@ -478,7 +478,8 @@ fn the_presets_resolve() {
             "scgpt-identification-encoder.toml",
             "scgpt-identification-hybrid.toml",
             "scgpt-identification-lora.toml",
-            "scgpt-masked-expression.toml"
+            "scgpt-masked-expression.toml",
+            "scgpt-perturbation-drug.toml"
         ]
     );
 }
