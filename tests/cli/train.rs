@@ -406,7 +406,7 @@ fn nothing_of_the_user_is_overwritten_and_nothing_trained_is_overridden() {
     std::fs::create_dir(&mine).unwrap();
     std::fs::write(mine.join("notes.txt"), "mine").unwrap();
     let replaced = predict(&run, &mine, &["--overwrite"]);
-    assert_refused(&replaced, 2, &["holds no predictions"]);
+    assert_refused(&replaced, 2, &["holds no `predictions.parquet`"]);
     assert_eq!(
         std::fs::read_to_string(mine.join("notes.txt")).unwrap(),
         "mine"

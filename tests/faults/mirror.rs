@@ -14,10 +14,10 @@ use scpeft_tests::train::{
 
 use crate::server::{BUCKET, Server, settings};
 
-const STEPS: u64 = 2400;
+const STEPS: u64 = 4200;
 const ARGUMENTS: [&str; 8] = [
     "--set",
-    "train.epochs=400",
+    "train.epochs=700",
     "--set",
     "checkpoint.every_steps=10",
     "--set",

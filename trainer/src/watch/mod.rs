@@ -214,7 +214,8 @@ impl Shared {
             let own = self.board.own_state();
             let others = self.board.others();
             let outer = self.outer();
-            let expired = judge(&own, outer, &others, &settings.deadlines, now, not_before);
+            let expired = judge(&own, outer, &others, &settings.deadlines, now, not_before)
+                .map(|expired| expired.or_stopped(&others, record::is_stopped));
             if expired.is_some() || self.board.is_alarmed() {
                 self.give_up(expired, settings.directory, now);
             }

@@ -187,6 +187,13 @@ impl Report {
     }
 }
 
+const STOPPED: &str = "stopped by a signal or debugger";
+
+/// Whether the process of a rank of this host has been stopped.
+pub(super) fn is_stopped(rank: &State) -> bool {
+    process_state(rank.pid) == STOPPED
+}
+
 /// What the kernel says a process is doing.
 fn process_state(pid: u64) -> &'static str {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
@@ -200,7 +207,7 @@ fn process_state(pid: u64) -> &'static str {
         Some('R') => "running",
         Some('S') => "sleeping",
         Some('D') => "waiting for a disk or device",
-        Some('T' | 't') => "stopped by a signal or debugger",
+        Some('T' | 't') => STOPPED,
         Some('Z' | 'X') => "dead",
         _ => "in an unknown state",
     }

@@ -58,6 +58,21 @@ pub(super) struct Expired {
     pub(super) behind: Vec<State>,
 }
 
+impl Expired {
+    /// Blames the ranks of this host that were stopped inside a collective which all have reached.
+    pub(super) fn or_stopped(
+        mut self,
+        others: &[State],
+        is_stopped: impl Fn(&State) -> bool,
+    ) -> Self {
+        if self.section == Section::Collective && self.behind.is_empty() {
+            self.behind
+                .extend(others.iter().filter(|other| is_stopped(other)));
+        }
+        self
+    }
+}
+
 /// Whether `own` has waited too long at `now`. Nothing before `not_before` counts: the process may
 /// have been suspended as a whole.
 pub(super) fn judge(
@@ -121,6 +136,20 @@ mod tests {
     fn judged(own: State, others: &[State], now: u64) -> Option<Expired> {
         let deadlines = Deadlines::of(&WatchdogSection::default());
         judge(&own, Section::Forward, others, &deadlines, now * SECOND, 0)
+    }
+
+    #[test]
+    fn a_rank_that_was_stopped_inside_the_collective_is_to_blame() {
+        let own = state(0, Section::Collective, 10, 5);
+        let others = [1, 2].map(|rank| state(rank, Section::Collective, 10, 5));
+        let expired = judged(own, &others, 700).unwrap();
+        assert_eq!(expired.behind, []);
+        let expired = expired.or_stopped(&others, |other| other.rank == 2);
+        assert_eq!(expired.behind, [others[1]]);
+        // Whoever has not arrived comes first.
+        let late = [state(1, Section::Forward, 10, 4), others[1]];
+        let expired = judged(own, &late, 700).unwrap();
+        assert_eq!(expired.or_stopped(&late, |_| true).behind, [late[0]]);
     }
 
     #[test]
